@@ -1,0 +1,92 @@
+"""What secure aggregation asks of a plan: sizes of cohorts, losses, room in the log, keys."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from base_model.verify import read_manifest
+from protocol.legality import check, verify_legal, warnings_of
+from protocol.legality_of_secrecy import most_lost
+from protocol.manifest import Manifest
+from protocol.transparency.leaf_codec import MOST_BYTES, encode_statement
+from protocol.transparency.leaves import Abort, AskedSum
+from tests.unit.protocol.test_legality import plan_of
+
+
+def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+    cohort = {"size": 7000, "quorum": 6000}
+    refused = next(f for f in check(plan_of(manifest, cohort=cohort)) if f.severity == "error")
+    assert "secrecy.groups = 4" in refused.remedy
+    verify_legal(plan_of(manifest, cohort=cohort, secrecy={"groups": 4}), manifest)
+    verify_legal(plan_of(manifest, cohort={"size": 2000, "quorum": 1600}), manifest)
+    for quorum, warned in ((1720, False), (1600, True)):
+        large = plan_of(manifest, cohort={"size": 2000, "quorum": quorum})
+        assert any("holders" in finding.cause for finding in warnings_of(large, manifest)) == warned
+
+
+@pytest.mark.parametrize("groups", [11, 40, 150])
+def test_all_clients_of_a_failed_attempt_fit_into_a_leaf(tiny_base: Path, groups: int) -> None:
+    """As many as a plan may ask: what an aborted attempt had asked for is one leaf of the log. (P-8.7)"""
+    manifest = read_manifest(tiny_base)
+    assert isinstance(manifest, Manifest)
+
+    def refused(size: int) -> bool:
+        cohort = {"size": size, "quorum": size}
+        plan = plan_of(manifest, cohort=cohort, secrecy={"groups": groups})
+        return any("one leaf" in finding.cause for finding in check(plan, manifest))
+
+    size = bisect_left(range(128 * groups + 1), True, lo=3 * groups, key=refused) - 1
+    each = -(-size // groups)
+    revealed = [
+        AskedSum(group=number, rid="f" * 64, clients=["f" * 32] * each) for number in range(groups)
+    ]
+    revealed[-1] = revealed[-1].model_copy(
+        update={"clients": ["f" * 32] * (each - groups * each + size)}
+    )
+    leaf = Abort(seq=2**50, group=None, round=2**50, attempt=2**50, revealed=revealed)
+    key = Ed25519PrivateKey.generate()
+    assert 60_000 < len(encode_statement(leaf, {"plan": "f" * 64}, key)) < MOST_BYTES
+
+
+def test_large_groups_whose_losses_make_them_small_fit_too(tiny_base: Path) -> None:
+    """Of a sum of more than 128 that has lost some, a leaf names all: only the quorum keeps it above."""
+    manifest = read_manifest(tiny_base)
+
+    def refused(size: int, quorum: int, groups: int) -> bool:
+        cohort = {"size": size, "quorum": quorum}
+        plan = plan_of(manifest, cohort=cohort, secrecy={"groups": groups})
+        return any("one leaf" in finding.cause for finding in check(plan, manifest))
+
+    assert refused(20 * 140, 20 * 128, 20)
+    assert not refused(20 * 140, 20 * 129, 20)
+    assert refused(12 * 128 + 1, 12 * 100, 12)
+    assert not refused(10 * 200, 10 * 100, 10)
+
+
+@pytest.mark.parametrize(("size", "most"), [(5, 1), (128, 42), (129, 29), (2000, 283)])
+def test_a_quorum_below_which_sums_do_not_open_is_warned_of(
+    tiny_base: Path, size: int, most: int
+) -> None:
+    manifest = read_manifest(tiny_base)
+    assert most_lost(size) == most
+
+    def warned(quorum: int) -> bool:
+        plan = plan_of(manifest, cohort={"size": size, "quorum": quorum})
+        return any(
+            finding.severity == "warning" and "lost" in finding.cause for finding in check(plan)
+        )
+
+    assert not warned(size - most)
+    assert warned(size - most - 1)
+
+
+@pytest.mark.parametrize(("keys", "noted"), [("x25519", True), ("x25519+ml-kem-768", False)])
+def test_keys_that_fall_later_are_noted(tiny_base: Path, keys: str, noted: bool) -> None:
+    plan = plan_of(read_manifest(tiny_base), secrecy={"keys": keys})
+    found = [finding for finding in check(plan) if finding.field == "secrecy.keys"]
+    assert [finding.severity for finding in found] == ["note"] * noted
