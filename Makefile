@@ -72,7 +72,7 @@ test-slow: $(VENV)/dev.stamp
 
 # Every family, container, pooling and method: each case builds a base or runs rounds.
 test-bases: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/contracts tests/unit/base_model tests/unit/client/test_programs.py tests/unit/client/test_images.py tests/unit/client/test_image_generation.py tests/unit/client/test_sounds.py tests/unit/client/test_pages.py tests/unit/simulations/test_base_cache.py tests/integration/test_every_method.py tests/integration/test_swaps_of_methods.py tests/integration/test_text_runs.py tests/integration/test_seq2seq_runs.py tests/integration/test_image_runs.py tests/integration/test_sound_runs.py tests/integration/test_document_runs.py tests/integration/test_drawing_runs.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/contracts tests/unit/base_model tests/unit/client/test_programs.py tests/unit/client/test_images.py tests/unit/client/test_image_generation.py tests/unit/client/test_sounds.py tests/unit/client/test_pages.py tests/unit/simulations/test_base_cache.py tests/integration/test_every_method.py tests/integration/test_swaps_of_methods.py tests/integration/test_text_runs.py tests/integration/test_seq2seq_runs.py tests/integration/test_image_runs.py tests/integration/test_sound_runs.py tests/integration/test_document_runs.py tests/unit/edge_runtime/test_drawing.py tests/integration/test_drawing_runs.py
 
 # Liars with the log's key, coordinators that try every order, kills, all kinds of runs before the second verifier.
 test-attacks: $(VENV)/dev.stamp

@@ -81,6 +81,7 @@ def test_pillow_reads_the_same_image(image: np.ndarray[Any, Any]) -> None:
     assert np.array_equal(np.moveaxis(values, -1, 0), image)
 
 
+@pytest.mark.slow
 def test_a_seed_is_an_image(base: DrawingBase, adapter: DrawingAdapter) -> None:
     """Also of several that are drawn together; another seed, label or adapter is another image."""
     wish = Wish(label="b", images=3, steps=5, seed=7)
@@ -102,6 +103,7 @@ def test_a_seed_is_an_image(base: DrawingBase, adapter: DrawingAdapter) -> None:
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.slow
 def test_an_image_is_made_step_by_step(
     base: DrawingBase, adapter: DrawingAdapter, guidance: float
 ) -> None:
@@ -138,6 +140,7 @@ def test_an_image_is_made_step_by_step(
         ({"guidance": float("nan")}, "guidance is nan"),
     ],
 )
+@pytest.mark.slow
 def test_wishes_have_bounds(
     base: DrawingBase, adapter: DrawingAdapter, other: dict[str, Any], said: str
 ) -> None:
@@ -146,11 +149,13 @@ def test_wishes_have_bounds(
 
 
 @pytest.mark.parametrize("label", [str(COUNT), "-1", "a", "", "1" * 20, "٣"])
+@pytest.mark.slow
 def test_without_an_adapter_labels_are_classes_by_number(base: DrawingBase, label: str) -> None:
     with pytest.raises(DataError, match="no class of the base"):
         drawn(base, None, Wish(label=label))
 
 
+@pytest.mark.slow
 def test_adapters_of_others_are_refused(
     base: DrawingBase, folder: Path, released: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -162,6 +167,7 @@ def test_adapters_of_others_are_refused(
         load_drawing_adapter(tmp_path / "gone.onnx_adapter", base)
 
 
+@pytest.mark.slow
 def test_other_bases_are_refused_with_what_answers_them(
     tiny_base: Path, tiny_denoiser: Path, folder: Path
 ) -> None:
@@ -180,6 +186,7 @@ def test_other_bases_are_refused_with_what_answers_them(
     assert done.exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_blend_draws_between_its_parts(base: DrawingBase, folder: Path, tmp_path: Path) -> None:
     blend(tmp_path / "blend", base.folder, [Share(folder=folder, weight=0.5)])
     mixed = load_drawing_adapter(tmp_path / "blend", base)
@@ -192,6 +199,7 @@ def test_a_blend_draws_between_its_parts(base: DrawingBase, folder: Path, tmp_pa
     assert half.tobytes() not in (whole.tobytes(), none.tobytes())
 
 
+@pytest.mark.slow
 def test_files_are_written(base: DrawingBase, folder: Path, tmp_path: Path) -> None:
     arguments = ["draw", "a", "--base", str(base.folder), "--adapter", str(folder), "--steps", "4"]
     out = str(tmp_path / "a.png")
@@ -213,6 +221,7 @@ def test_files_are_written(base: DrawingBase, folder: Path, tmp_path: Path) -> N
         assert said in str(done.exception)
 
 
+@pytest.mark.slow
 def test_a_program_asks_over_http(base: DrawingBase, folder: Path) -> None:
     service = SingleDrawing(base.folder, folder, threads=1)
     draw = DrawApp(service)
@@ -249,6 +258,7 @@ def test_a_program_asks_over_http(base: DrawingBase, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["left", "ended"])
+@pytest.mark.slow
 def test_what_nobody_waits_for_is_not_drawn_on(base: DrawingBase, how: str) -> None:
     """Neither what is drawn nor what waits, where the client leaves, or the process is told to end."""
     service = SingleDrawing(base.folder, None, threads=1)
@@ -303,6 +313,7 @@ def test_what_nobody_waits_for_is_not_drawn_on(base: DrawingBase, how: str) -> N
     assert replies == []
 
 
+@pytest.mark.slow
 def test_no_more_wait_than_are_let_in(base: DrawingBase) -> None:
     turns, begun, end = Turns(), threading.Event(), threading.Event()
 

@@ -27,7 +27,11 @@ Make = Callable[..., Any]
         (10, {"advertise": (0,), "mask": (4,)}),
         (20, {"advertise": (0,), "share": (1,), "mask": (2,), "alive": (3,), "unmask": (4,)}),
         (30, {"mask": (5, 6, 7, 8)}),
-        (100, {"share": (0, 50), "mask": (3, 99), "alive": (7,), "unmask": (20, 21)}),
+        pytest.param(
+            100,
+            {"share": (0, 50), "mask": (3, 99), "alive": (7,), "unmask": (20, 21)},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_sum_is_exact_and_losses_are_named(cohort: Make, size: int, lost: Any) -> None:

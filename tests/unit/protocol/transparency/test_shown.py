@@ -59,6 +59,7 @@ def code_of(shown: Shown, known: Known) -> str:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
+@pytest.mark.slow
 def test_what_grew_is_accepted_and_another_past_is_not(
     old: int, new: int, data: st.DataObject
 ) -> None:
@@ -96,6 +97,7 @@ def test_no_altered_character_is_accepted(data: st.DataObject) -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.data())
+@pytest.mark.slow
 def test_the_tail_is_the_whole_end_of_the_log(before: int, after: int, data: st.DataObject) -> None:
     """Whoever leaves leaves out, adds some, or shows an earlier adapter, is refused."""
     log = log_of(before + 1)
