@@ -13,7 +13,7 @@ export PYTHONUNBUFFERED = 1
 # Tests start hundreds of processes: without bytecode each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-chat devices test test-slow test-bases test-attacks test-machines check bench clean
+.PHONY: demo demo-chat devices test test-slow test-laws test-bases test-attacks test-machines check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -74,9 +74,13 @@ test-slow: $(VENV)/dev.stamp
 test-bases: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/contracts tests/unit/base_model tests/unit/client/test_programs.py tests/unit/client/test_images.py tests/unit/client/test_image_generation.py tests/unit/client/test_sounds.py tests/unit/client/test_pages.py tests/unit/simulations/test_base_cache.py tests/integration/test_every_method.py tests/integration/test_swaps_of_methods.py tests/integration/test_text_runs.py tests/integration/test_seq2seq_runs.py tests/integration/test_image_runs.py tests/integration/test_sound_runs.py tests/integration/test_document_runs.py tests/unit/edge_runtime/test_drawing.py tests/integration/test_drawing_runs.py
 
+# Laws and decoders with examples that nobody has seen; each failure prints its own.
+test-laws: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" --hypothesis-profile drawn tests/properties tests/unit/protocol
+
 # Liars with the log's key, coordinators that try every order, kills, all kinds of runs before the second verifier.
 test-attacks: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/adversaries tests/interop tests/unit/audit tests/unit/protocol/secagg tests/unit/protocol/transparency tests/integration/test_flower.py tests/integration/test_kill_resume.py tests/integration/test_killed_after_asking.py tests/integration/test_control_variates.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not exhaustive" tests/adversaries tests/properties/test_decoders.py tests/interop tests/unit/audit tests/unit/protocol/secagg tests/unit/protocol/transparency tests/integration/test_flower.py tests/integration/test_kill_resume.py tests/integration/test_killed_after_asking.py tests/integration/test_control_variates.py
 
 # Whole consortiums as processes, with clusters, kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp

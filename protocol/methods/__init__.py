@@ -69,9 +69,12 @@ def reader_for(config: Mapping[str, Any], *, source: str) -> Method[Any]:
 
 def refusal(name: object) -> str:
     """What to do instead of a method that there is not, or that is no member of a hybrid."""
+    known = f"known methods: {', '.join(METHODS)}"
+    if not isinstance(name, str):  # a document's value may be of any kind, also one without a hash
+        return known
     if name in METHODS:
         return f"a hybrid's members are of {', '.join(MEMBERS)}"
-    if isinstance(name, str) and (reason := REFUSED.get(name.lower())):
+    if reason := REFUSED.get(name.lower()):
         return reason
-    near = nearest(name.lower(), METHODS, cutoff=0.4) if isinstance(name, str) else None
-    return f"did you mean `{near}`?" if near else f"known methods: {', '.join(METHODS)}"
+    near = nearest(name.lower(), METHODS, cutoff=0.4)
+    return f"did you mean `{near}`?" if near else known

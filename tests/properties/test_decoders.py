@@ -6,11 +6,12 @@ The same mutations run over every decoder of :mod:`tests.properties.decoders.reg
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,22 @@ ODD_TOML = [
     "true",
     "-1",
     str(2**64),
+]
+# Of JSON, and of TOML where it has the kind.
+PLAIN_KINDS = [
+    ("[]", "[]"),
+    ("{}", "{}"),
+    ("null", ""),
+    ("true", "true"),
+    ("1", "1"),
+    ("-1", "-1"),
+    ("0.5", "0.5"),
+    ('""', '""'),
+    ('"x"', '"x"'),
+    ('["x"]', '["x"]'),
+    ("[[]]", "[[]]"),
+    ("[{}]", "[{}]"),
+    ('{"a":[]}', "{a = []}"),
 ]
 ODD_BYTES = [
     b"",
@@ -214,6 +231,45 @@ def json_mutant(seed: bytes, rng: random.Random) -> bytes:
     return b"\n".join([*lines[:at], changed, *lines[at + 1 :]])
 
 
+def documents_of(seed: bytes) -> list[tuple[int | None, Any]]:
+    """A JSON document, or one per line with the line's number; lines that are none are left out."""
+    try:
+        return [(None, json.loads(seed))]
+    except ValueError:
+        pass
+    rows: list[tuple[int | None, Any]] = []
+    for at, line in enumerate(seed.split(b"\n")):
+        with contextlib.suppress(ValueError):
+            rows.append((at, json.loads(line)))
+    return rows
+
+
+def each_json(seed: bytes, kinds: Sequence[str]) -> Iterator[bytes]:
+    """Every place of a document with a value of each kind in its place."""
+    lines, end = seed.split(b"\n"), b"\n" if seed.endswith(b"\n") else b""
+    compact = b": " not in seed and b'":' in seed
+    style: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False} if compact else {}
+    for at, document in documents_of(seed):
+        for path in places(document):
+            text = json.dumps(put(document, path, SLOT), **style)
+            for kind in kinds:
+                changed = text.replace(MARK, kind).encode("utf-8", "surrogatepass")
+                yield (
+                    changed + end
+                    if at is None
+                    else b"\n".join([*lines[:at], changed, *lines[at + 1 :]])
+                )
+
+
+def each_toml(seed: bytes, kinds: Sequence[str]) -> Iterator[bytes]:
+    lines = seed.decode().split("\n")
+    for at, line in enumerate(lines):
+        if "=" in line and not line.startswith("#"):
+            for kind in kinds:
+                key = line.partition("=")[0]
+                yield "\n".join([*lines[:at], f"{key}= {kind}", *lines[at + 1 :]]).encode()
+
+
 def toml_mutant(seed: bytes, rng: random.Random) -> bytes:
     lines = seed.decode().split("\n")
     filled = [at for at, line in enumerate(lines) if "=" in line and not line.startswith("#")]
@@ -282,7 +338,10 @@ def tried(registry: dict[str, Decoder], rng: random.Random) -> None:
     name = rng.choice(sorted(registry))
     decoder = registry[name]
     seed = rng.choice(decoder.seeds or (b"x",))
-    data = mutant(seed, rng)
+    refused_or_read(name, decoder, mutant(seed, rng))
+
+
+def refused_or_read(name: str, decoder: Decoder, data: bytes) -> None:
     try:
         decoder.read(data)
     except FedgeError as error:
@@ -296,6 +355,31 @@ def tried(registry: dict[str, Decoder], rng: random.Random) -> None:
         ) from error
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        PLAIN_KINDS[:3],
+        pytest.param(PLAIN_KINDS[3:], marks=pytest.mark.slow),
+    ],
+    ids=["no hash, or null", "others"],
+)
+def test_every_value_may_be_of_any_kind(
+    registry: dict[str, Decoder], kinds: Sequence[tuple[str, str]]
+) -> None:
+    """Not by chance: a value without a hash in the one place where a decoder looks it up."""
+    in_json, in_toml = [kind for kind, _ in kinds], [kind for _, kind in kinds if kind]
+    for name, decoder in registry.items():
+        for seed in decoder.seeds:
+            if is_json(seed):
+                changed = each_json(seed, in_json)
+            elif is_toml(seed):
+                changed = each_toml(seed, in_toml)
+            else:
+                continue
+            for data in changed:
+                refused_or_read(name, decoder, data)
+
+
 @settings(
     max_examples=2500,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -306,6 +390,7 @@ def test_odd_documents(registry: dict[str, Decoder], rng: random.Random) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_many_odd_documents(registry: dict[str, Decoder]) -> None:
     seed = int(os.environ.get("FEDGE_FUZZ_SEED", "0"))
     for number in range(int(os.environ.get("FEDGE_FUZZ", "200000"))):

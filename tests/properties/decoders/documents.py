@@ -75,6 +75,14 @@ def toml_plan(fingerprint: str) -> bytes:
     ).encode()
 
 
+def hybrid_plan(world: World) -> bytes:
+    """A table of which each member is told apart by a key of its own."""
+    members = [{"method": "lora", "rank": 2, "targets": ["query"]}, {"method": "prompt"}]
+    document = json.loads(world.bytes("plan.json"))
+    document["adapter"] = {"method": "hybrid", "members": members}
+    return json.dumps(document).encode()
+
+
 def documents(world: World) -> dict[str, Decoder]:
     return _plans(world) | _bases(world) | _run_files(world) | _plain_values(world)
 
@@ -93,7 +101,9 @@ def _plans(world: World) -> dict[str, Decoder]:
         return Recipe(plan=parsed, manifest=parse_manifest(manifest.decode(), source="m")).layout
 
     return {
-        "protocol.plan:plan_from_text": Decoder(read=of_text(used), seeds=(plan,)),
+        "protocol.plan:plan_from_text": Decoder(
+            read=of_text(used), seeds=(plan, hybrid_plan(world))
+        ),
         "protocol.plan:parse_plan": Decoder(
             read=of_text(lambda text: parse_plan(text, source="plan.toml")), seeds=(toml,)
         ),
