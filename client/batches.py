@@ -8,6 +8,7 @@ little of a batch is padding while its composition stays random (bucketing).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Targets = npt.NDArray[Any]
 
 WINDOW = 16  # at least so many batches are sorted by length together
 PAD_TOKENS = ("[PAD]", "<pad>")
+_lock = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +211,15 @@ def _boxes(encodings: Sequence[Any], pages: Sequence[Page]) -> npt.NDArray[np.in
 
 @contextmanager
 def settings_of(tokenizer: Any, max_length: int | None) -> Iterator[int]:
-    """Truncation at ``max_length``, if any, and no padding for the time being; yields the id of padding."""
+    """Truncation at ``max_length``, if any, and no padding for the time being; yields the id of padding.
+
+    Of threads one at a time: the settings are the tokenizer's, whoever encodes with it.
+    """
+    with _lock:
+        yield from _settings_of(tokenizer, max_length)
+
+
+def _settings_of(tokenizer: Any, max_length: int | None) -> Iterator[int]:
     padding, truncation = tokenizer.padding, tokenizer.truncation
     if padding:
         pad_id = int(padding["pad_id"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.kept_controls import Controls, FileControls
+from client.leaving import check_leaving
 from client.rows_cache import RowsCache
 from client.settings import (
     base_of,
@@ -80,6 +81,7 @@ def contribution(
         round_0=round_0,
         controls=_controls(job, worker),
         rows=rows_cache.get(job.data, worker),
+        on_step=check_leaving,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +26,17 @@ class RowsCache:
         self._budget = budget
         self._held: OrderedDict[tuple[object, ...], Examples] = OrderedDict()
         self._tokens = 0
+        self._lock = threading.Lock()
 
     def get(self, path: Path, worker: Worker) -> Examples:
-        """The rows of ``path`` for the worker's task and base. Raises DataError."""
+        """The rows of ``path`` for the worker's task and base. Raises DataError.
+
+        Of threads one at a time: a tokenizer's settings are changed while it encodes.
+        """
+        with self._lock:
+            return self._get(path, worker)
+
+    def _get(self, path: Path, worker: Worker) -> Examples:
         from client.data import load_rows
 
         task = worker.plan.task

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from protocol.errors import ArtefactError, FedgeError
+from simulations.jobs import Jobs, jobs_of
 
 if TYPE_CHECKING:
     from simulations.compare import Group
@@ -37,6 +38,7 @@ def simulate(
         str, typer.Option("--seeds", help="1,2,3 or 1-5: a run folder each under --out")
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="continue a run")] = False,
+    jobs: Jobs = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="say nothing before the end but warnings")
@@ -52,7 +54,7 @@ def simulate(
     overrides = [*(overrides or []), *going_on]
     if seeds:
         folder, runs = seed_runs(path, overrides, seeds_of(seeds), out, resume=resume)
-        _simulate_seeds(folder, runs, as_json=as_json, quiet=quiet)
+        _simulate_seeds(folder, runs, jobs=jobs_of(jobs), as_json=as_json, quiet=quiet)
         return
     loaded = load_experiment(path, overrides)
     folder = out or Path("runs") / loaded.name
@@ -63,7 +65,7 @@ def simulate(
     from simulations.run import simulate as run
 
     with watched(quiet=quiet) as progress, _where(folder):
-        summary = run(loaded, folder, resume=resume, progress=progress)
+        summary = run(loaded, folder, resume=resume, progress=progress, jobs=jobs_of(jobs))
     if as_json:
         typer.echo(json.dumps(summary.document(), indent=1))
         return
@@ -72,7 +74,9 @@ def simulate(
     print_summary(Console(markup=False, emoji=False), summary, folder)
 
 
-def _simulate_seeds(folder: Path, runs: list[SeedRun], *, as_json: bool, quiet: bool) -> None:
+def _simulate_seeds(
+    folder: Path, runs: list[SeedRun], *, jobs: int, as_json: bool, quiet: bool
+) -> None:
     from simulations.alike import verify_alike
     from simulations.bars import watched
     from simulations.compare import comparison, grouped, run_files
@@ -95,6 +99,7 @@ def _simulate_seeds(folder: Path, runs: list[SeedRun], *, as_json: bool, quiet: 
                     resume=each.folder.exists(),
                     progress=progress,
                     cache=folder.parent / BASES,
+                    jobs=jobs,
                 )
             except FedgeError as error:  # of this seed; the others are runs of their own
                 progress.warn(f"seed {each.seed}: {error.cause}")

@@ -2,7 +2,8 @@
 
 Messages are executed lazily: a client runs when its reply is pulled, one client per
 ``pull_messages``, so the coordinator has stored a reply before the next client starts, and of a
-client nothing remains here once its reply is handed over. Nothing is copied: all clients of a
+client nothing remains here once its reply is handed over. With ``jobs`` the next few clients of the
+same pull run meanwhile, in threads; replies come in the same order. Nothing is copied: all clients of a
 round see the same RecordDict object, and **a client must not change what it receives**
 (``client.app`` does not).
 
@@ -26,6 +27,7 @@ from protocol.encoding import seed_from
 from protocol.exchange import Phase
 from protocol.secagg.session import ORDER
 from protocol.wire import INSTRUCTION, SECAGG
+from simulations.ahead import Ahead
 from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.faults import Fault, Faults
@@ -61,6 +63,7 @@ class InProcessGrid(Grid):
         faults: who does not answer, or late; questions (``query``) are always answered.
         clock: shared with the ServerApp.
         deadline_s: the round's deadline: a straggler answers at one and a half times that.
+        jobs: clients that run at a time.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class InProcessGrid(Grid):
         clock: VirtualClock | None = None,
         deadline_s: float = 600.0,
         run_id: int = 1,
+        jobs: int = 1,
     ) -> None:
+        self._ahead: Ahead[Message] = Ahead(jobs)
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
         self._data_path, self._own = data_path, own
         self._faults = faults or Faults()
@@ -131,19 +136,36 @@ class InProcessGrid(Grid):
         Returns nothing when none can; the clock is then told what happens next.
         """
         now = self._clock.now()
-        waiting = []
-        for name in message_ids:
-            pending = self._pending.get(name)
-            if pending is None:
-                continue
-            if pending.ready is not None and pending.ready <= now:
-                del self._pending[name]
-                return [self._execute(pending.message)]
-            waiting.append(pending)
+        waiting: list[_Pending] = []
+        if ready := self._ready_by(now, message_ids, waiting):
+            reply = self._ahead.first(
+                ready, lambda name: self._execute(self._pending[name].message)
+            )
+            del self._pending[ready[0]]
+            return [self._numbered(reply)]
         events = {p.deadline for p in waiting} | {p.ready for p in waiting if p.ready is not None}
         if future := [event for event in events if event > now]:
             self._clock.idle_until(min(future))
         return []
+
+    def _ready_by(self, now: float, names: Iterable[str], waiting: list[_Pending]) -> list[str]:
+        """The first that can answer by now, as many as may run; before them those for ``waiting``."""
+        ready = []
+        for name in names:
+            pending = self._pending.get(name)
+            if pending is None:
+                continue
+            if pending.ready is None or pending.ready > now:
+                waiting.append(pending)
+                continue
+            ready.append(name)
+            if len(ready) == self._ahead.most:
+                break
+        return ready
+
+    def close(self) -> None:
+        """No client begins any more."""
+        self._ahead.close()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -210,6 +232,9 @@ class InProcessGrid(Grid):
             self._states[node] = context.state
         else:
             self._states.pop(node, None)
+        return reply
+
+    def _numbered(self, reply: Message) -> Message:
         self._count += 1
         reply.metadata.__dict__["_message_id"] = f"m{self._count}"
         return reply
@@ -235,6 +260,7 @@ class InProcessGrid(Grid):
         horizon = now - 2 * self._deadline_s
         for name in [name for name, p in self._pending.items() if p.deadline < horizon]:
             del self._pending[name]
+            self._ahead.forget(name)
 
 
 def _order(message_id: str) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ def simulate(
     resume: bool,
     progress: Progress,
     cache: Path | None = None,
+    jobs: int = 1,
 ) -> Summary:
     """Run ``experiment`` in the folder ``out``; built bases are kept in ``cache``, or beside it.
+
+    ``jobs``: clients that train at a time, with a thread of the engine each; one takes all it finds.
 
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or it holds something else.
@@ -84,7 +87,7 @@ def simulate(
         evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
     announce(prepared, evaluator, timings, progress)
     try:
-        run_federated(prepared, evaluator, timings=timings, progress=progress)
+        run_federated(prepared, evaluator, timings=timings, progress=progress, jobs=jobs)
     except FedgeError:
         with suppress(FedgeError, OSError):
             write_report(out)
@@ -133,7 +136,12 @@ def _audit(prepared: Prepared, progress: Progress) -> Report:
 
 
 def run_federated(
-    prepared: Prepared, evaluator: Evaluator, *, timings: Timings, progress: Progress
+    prepared: Prepared,
+    evaluator: Evaluator,
+    *,
+    timings: Timings,
+    progress: Progress,
+    jobs: int = 1,
 ) -> None:
     """All rounds that are not finished yet, through the real apps."""
     plan, clock = prepared.plan, VirtualClock()
@@ -141,6 +149,8 @@ def run_federated(
     watcher.catch_up()
     faults = prepared.experiment.faults
     config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
+    if jobs > 1:
+        config["threads"] = 1
     secret = plan.secrecy.exchange == "secagg"
     if secret:
         config["roster"] = str(prepared.out / ROSTER)
@@ -159,11 +169,13 @@ def run_federated(
         faults=Faults(seed=plan.seed, dropout=faults.dropout, straggler=faults.straggler),
         clock=clock,
         deadline_s=plan.cohort.deadline_s,
+        jobs=jobs,
     )
     server = make_app(clock=clock, listener=watcher)
     start = str(prepared.experiment.start_folder or "")
     own_config = {"run": str(prepared.out), "resume": True, "start": start}
-    server(grid, server_context({**config, **own_config}))
+    with closing(grid):
+        server(grid, server_context({**config, **own_config}))
     watcher.catch_up()
 
 

@@ -15,6 +15,7 @@ from protocol.errors import ArtefactError, FedgeError, PlanError
 from simulations.bars import watched
 from simulations.experiment import Experiment, experiment_path, load_experiment
 from simulations.files import write_json, write_text
+from simulations.jobs import Jobs, jobs_of
 from simulations.progress import Progress
 from simulations.seeds import seeds_of
 from simulations.sweep import (
@@ -52,6 +53,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of the runs; default runs/<name>-sweep")
     ] = None,
+    jobs: Jobs = 0,
     dry: Annotated[bool, typer.Option("--dry-run", help="list the cells and run none")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable output")] = False,
     quiet: Annotated[
@@ -74,7 +76,7 @@ def sweep(
     failed = 0
     if not dry:
         folder.mkdir(parents=True, exist_ok=True)
-        swept, failed = _run_all(swept, folder, quiet=quiet)
+        swept, failed = _run_all(swept, folder, jobs=jobs_of(jobs), quiet=quiet)
     rows = table(swept)
     if not dry:
         write_json(folder / SWEEP, rows)
@@ -106,7 +108,9 @@ def _folder(out: Path) -> Path:
     return out.resolve()
 
 
-def _run_all(swept: Sequence[Cell], folder: Path, *, quiet: bool) -> tuple[list[Cell], int]:
+def _run_all(
+    swept: Sequence[Cell], folder: Path, *, jobs: int, quiet: bool
+) -> tuple[list[Cell], int]:
     """The cells, with the reason of those of which a run came to no end, and how many runs failed.
 
     A run that was refused its release is through, and its summary says so: it counts every time.
@@ -120,7 +124,7 @@ def _run_all(swept: Sequence[Cell], folder: Path, *, quiet: bool) -> tuple[list[
                 which = f"{settings_text(cell.settings)}, seed {seed}"
                 with watched(quiet=quiet) as progress:
                     progress.line(f"run {number} of {total}: {which}")
-                    error = _run(experiment, place, folder.parent, progress)
+                    error = _run(experiment, place, folder.parent, progress, jobs)
                     if error is not None:
                         progress.warn(f"{which}: {error.cause}")
                 if error is not None and outcome_of(place) is None:
@@ -132,14 +136,21 @@ def _run_all(swept: Sequence[Cell], folder: Path, *, quiet: bool) -> tuple[list[
 
 
 def _run(
-    experiment: Experiment, place: Path, beside: Path, progress: Progress
+    experiment: Experiment, place: Path, beside: Path, progress: Progress, jobs: int
 ) -> FedgeError | None:
     """Run one, or go on with it, and say what ended it early; ``beside`` has the folder of built bases."""
     from simulations.prepare import BASES
     from simulations.run import simulate
 
     try:
-        simulate(experiment, place, resume=place.exists(), progress=progress, cache=beside / BASES)
+        simulate(
+            experiment,
+            place,
+            resume=place.exists(),
+            progress=progress,
+            cache=beside / BASES,
+            jobs=jobs,
+        )
     except FedgeError as error:  # of this run; the others are runs of their own
         return error
     return None

@@ -6,7 +6,6 @@ thread, shares it, and a client costs its vectors.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -23,6 +22,7 @@ from base_model.programs.recompute import recomputing
 from base_model.programs.session import open_session
 from base_model.tasks import TASKS
 from client.engine.interface import Values
+from client.engine.threads import threads_of_openmp
 from client.examples import RowBatch
 from protocol.layout import Layout, Tensors
 from protocol.rules import Parts
@@ -50,7 +50,7 @@ class OnnxEngine:
         self._keep = Keep.ALL if way is None else way.keep
         self._program, self._base, self._digest = program, base, program.document.digest
         self._task = TASKS[program.document.task]
-        self._threads = threads or _threads_of_openmp()
+        self._threads = threads or threads_of_openmp()
 
     def gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
@@ -83,12 +83,6 @@ class OnnxEngine:
                 )
             _sessions.move_to_end(key)
             return _sessions[key]
-
-
-def _threads_of_openmp() -> int:
-    """The first of OMP_NUM_THREADS, which may be a list, one number per level; 0 where there is none."""
-    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(first) if first.isdecimal() else 0
 
 
 _sessions: OrderedDict[tuple[str, str, str, int, Keep], Any] = OrderedDict()

@@ -5,6 +5,7 @@ An optional extra (``client-torch``); nothing imports this module unless the eng
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,14 @@ class TorchEngine:
         self._model, self._plan = AdapterModel(opened, recipe), recipe.plan
         self.layout = self._model.layout
         self.most: int | None = None
+        self._lock = threading.Lock()  # the model holds one adapter at a time
 
     def gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
+        with self._lock:
+            return self._gradients(tensors, batch, parts)
+
+    def _gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         self._model.load(tensors)
         parameters = self._model.train_only(parts)
         for parameter in parameters.values():
@@ -60,9 +66,9 @@ class TorchEngine:
 
     def outputs(self, tensors: Values, batch: RowBatch) -> npt.NDArray[np.float32]:
         """See :class:`client.engine.interface.Engine`."""
-        self._model.load(tensors)
         # no_grad, not inference_mode: the base's scratch buffers must stay usable for training.
-        with torch.no_grad():
+        with self._lock, torch.no_grad():
+            self._model.load(tensors)
             logits: npt.NDArray[np.float32] = self._forward(batch).cpu().numpy()
         return logits
 

@@ -49,9 +49,16 @@ KEYS = {
 }
 
 
-def run(file: Path, name: str, overrides: list[str] | None = None, resume: bool = False) -> Summary:
-    experiment = load_experiment(file, overrides)
-    return simulate(experiment, file.parent / name, resume=resume, progress=NoProgress())
+def run(
+    file: Path,
+    name: str,
+    overrides: list[str] | None = None,
+    *,
+    resume: bool = False,
+    jobs: int = 1,
+) -> Summary:
+    experiment, out = load_experiment(file, overrides), file.parent / name
+    return simulate(experiment, out, resume=resume, progress=NoProgress(), jobs=jobs)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +164,12 @@ def test_another_experiment_is_not_resumed(finished: tuple[Path, Summary]) -> No
         run(folder.parent / "tiny.toml", "finished", ["population.alpha=9.0"], resume=True)
 
 
-def test_the_same_seed_gives_the_same_adapter_and_another_another(
+def test_the_same_seed_gives_the_same_adapter_whoever_trains_at_a_time_and_another_another(
     finished: tuple[Path, Summary], experiment_file: Path
 ) -> None:
     short = ["plan.rounds=2", "yardsticks.pooled=false", "yardsticks.alone=0"]
     one = run(experiment_file, "seed-a", short)
-    same = run(experiment_file, "seed-b", short)
+    same = run(experiment_file, "seed-b", short, jobs=3)
     other = run(experiment_file, "seed-c", [*short, "plan.seed=4"])
     assert one.adapter_digest == same.adapter_digest != other.adapter_digest
     assert one.accuracy_pooled is None
@@ -284,7 +291,7 @@ SECRET = [
 def test_under_secure_aggregation_the_adapter_is_nearly_that_of_plain(
     experiment_file: Path,
 ) -> None:
-    secret = run(experiment_file, "secret", SECRET)
+    secret = run(experiment_file, "secret", SECRET, jobs=3)
     plain = run(experiment_file, "open", [*SECRET, "plan.secrecy.exchange=plain"])
     records = [
         read(path) for path in sorted(experiment_file.parent.glob("secret/rounds/*/record.json"))
@@ -348,7 +355,7 @@ def test_losses_in_every_phase_are_survived_and_named(experiment_file: Path, key
     faults = ["faults.dropout=0.15", "faults.straggler=0.1", "plan.cohort.attempts=9"]
     name = f"lossy-{keys}"
     given = [*SECRET, *faults, "plan.rounds=6", f'plan.secrecy.keys="{keys}"']
-    run(experiment_file, name, given)
+    run(experiment_file, name, given, jobs=2)
     records = [
         read(path)
         for path in sorted(experiment_file.parent.glob(f"{name}/rounds/*/record.json"))[1:]

@@ -17,7 +17,7 @@ import pytest
 from base_model.verify import open_tokenizer
 from client.batches import Batch, Encoded, encode
 from client.engine.interface import Engine, Values
-from client.engine.onnx_engine import _threads_of_openmp
+from client.engine.threads import threads_of_openmp
 from client.tasks.classification import Score, score
 from client.training import Trained, predict, train
 from client.worker import Worker
@@ -270,4 +270,4 @@ def test_threads_are_the_first_number_of_openmps(
     monkeypatch: pytest.MonkeyPatch, value: str, threads: int
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
-    assert _threads_of_openmp() == threads
+    assert threads_of_openmp() == threads

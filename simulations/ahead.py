@@ -1,0 +1,53 @@
+"""Work that is begun before anybody asks for its result, in threads: clients that train side by side.
+
+ONNX Runtime and numpy release the interpreter while they compute. What a client computes hangs on nobody
+else, and results are handed out in the order in which they are asked for, so the number of threads changes
+nothing but the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from client.leaving import Leaving
+
+Result = TypeVar("Result")
+
+
+class Ahead(Generic[Result]):
+    """Runs at most ``jobs`` pieces of work at a time; what is finished and not asked for is as much again.
+
+    With one job nothing runs before it is asked for, and no thread is started.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        """Raises ValueError for fewer than one job."""
+        if jobs < 1:
+            raise ValueError(f"{jobs} jobs")
+        self.most = 2 * jobs if jobs > 1 else 1
+        self._pool = ThreadPoolExecutor(jobs, "client") if jobs > 1 else None
+        self._begun: dict[str, Future[Result]] = {}
+        self._leaving = Leaving()
+
+    def first(self, names: Sequence[str], work: Callable[[str], Result]) -> Result:
+        """The result of ``work`` for the first of ``names``; for up to ``most`` of them it is begun."""
+        if self._pool is None:
+            return work(names[0])
+        for name in names[: self.most]:
+            if name not in self._begun:
+                self._begun[name] = self._pool.submit(self._leaving.heeded, work, name)
+        return self._begun.pop(names[0]).result()
+
+    def forget(self, name: str) -> None:
+        """Nobody will ask for it any more."""
+        if begun := self._begun.pop(name, None):
+            begun.cancel()
+
+    def close(self) -> None:
+        """Begin nothing more; what is training ends at its next step."""
+        if self._pool is not None:
+            self._leaving.now()
+            self._pool.shutdown(cancel_futures=True)
+            self._begun.clear()

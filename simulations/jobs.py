@@ -1,0 +1,26 @@
+"""``--jobs``: how many clients of a simulation train at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from client.engine.threads import cores, threads_of_openmp
+from protocol.section import MOST_THREADS
+
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs",
+        min=0,
+        max=MOST_THREADS,
+        help="clients that train at a time, each in the memory of its batches; 0: as many as OMP_NUM_THREADS "
+        "says, or as there are cores",
+    ),
+]
+
+
+def jobs_of(wanted: int) -> int:
+    """``wanted``, or where it is 0 what this process may use."""
+    return wanted or threads_of_openmp() or cores()
