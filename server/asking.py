@@ -1,8 +1,12 @@
-"""Ask many clients one thing and take what comes until the deadline. (P-4.5)"""
+"""Ask many clients one thing each and take what comes until the deadline. (P-4.5)
+
+Requests are made and sent, and replies fetched, a batch at a time: those of thousands of clients would not
+fit into memory together. What a batch is answered with at once is taken before the next is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -10,44 +14,121 @@ from flwr.serverapp import Grid
 from server.clock import Clock
 from server.roster import POLL_S, push
 
+BATCH = 64  # requests that are there at once, and replies that are fetched at once
+BATCH_BYTES = 2**25  # of a batch's contents, before its last; what several share counts once
 Take = Callable[[str, Message], None]
+Content = tuple[str, RecordDict]  # of a client's request
 
 
 def ask(
     grid: Grid,
-    contents: Mapping[str, RecordDict],
+    clock: Clock,
+    contents: Iterable[Content],
     *,
     nodes: Mapping[str, int],
     kind: str,
     group: str,
-) -> tuple[dict[str, str], list[str]]:
-    """Push one message per client; (message ids with clients, clients it could not be sent to)."""
-    clients = list(contents)
-    messages = [Message(contents[one], nodes[one], kind, group_id=group) for one in clients]
-    sent = push(grid, messages)
-    asked = {name: one for one, name in zip(clients, sent, strict=True) if name is not None}
-    return asked, [one for one, name in zip(clients, sent, strict=True) if name is None]
-
-
-def gather(
-    grid: Grid, clock: Clock, asked: dict[str, str], *, deadline: float, take: Take
+    seconds: float,
+    take: Take,
+    unsent: Callable[[str], None],
+    since: float | None = None,
 ) -> frozenset[str]:
-    """Give every reply that comes by ``deadline`` to ``take``; returns who answered too late."""
-    waiting, late = dict(asked), set()
-    while waiting and clock.now() < deadline:
-        replies = list(grid.pull_messages(list(waiting)))
-        for reply in replies:
-            client = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if client is None:
-                continue
-            if clock.now() >= deadline:
-                late.add(client)
+    """Send each client its content, give every reply that comes in time to ``take``; who answered too late.
+
+    ``contents`` are made when their turn comes; ``unsent`` is told of a client whose request could not be
+    sent. Time is up ``seconds`` after the last request was sent, or after ``since``.
+    """
+    replies = _Replies(grid, clock, take)
+    end = (clock.now() if since is None else since) + seconds
+    for batch in _batches(contents):
+        asked: dict[str, str] = {}
+        for client, name in _sent(grid, batch, nodes=nodes, kind=kind, group=group):
+            if name is None:
+                unsent(client)
             else:
-                take(client, reply)
-        if not replies:
+                asked[name] = client
+        end = (clock.now() if since is None else since) + seconds
+        replies.waiting |= asked
+        replies.take_of(list(asked), end)
+    while replies.waiting and clock.now() < end:
+        if not replies.take(end):
             clock.sleep(POLL_S)
-    if waiting:  # one last look: who answers now is late, and is not read
-        for reply in grid.pull_messages(list(waiting)):
-            if answered := waiting.get(reply.metadata.reply_to_message_id):
-                late.add(answered)
-    return frozenset(late)
+    replies.look_once_more()
+    return frozenset(replies.late)
+
+
+class _Replies:
+    """``waiting``: clients by the id of their request. ``late``: who answered after the deadline."""
+
+    def __init__(self, grid: Grid, clock: Clock, take: Take) -> None:
+        self._grid, self._clock, self._take = grid, clock, take
+        self.waiting: dict[str, str] = {}
+        self.late: set[str] = set()
+
+    def take(self, end: float) -> bool:
+        """All that has come by ``end``; whether anything has."""
+        before = len(self.waiting)
+        for ids in self._slices():
+            self.take_of(ids, end)
+        return len(self.waiting) < before
+
+    def take_of(self, ids: Sequence[str], end: float) -> None:
+        """What these few requests were answered with by ``end``."""
+        while (left := [name for name in ids if name in self.waiting]) and self._clock.now() < end:
+            replies = list(self._grid.pull_messages(left))
+            if not replies:
+                return
+            for reply in replies:
+                client = self.waiting.pop(reply.metadata.reply_to_message_id, None)
+                if client is None:
+                    continue
+                if self._clock.now() >= end:
+                    self.late.add(client)
+                else:
+                    self._take(client, reply)
+
+    def look_once_more(self) -> None:
+        """Who answers now is late, and is not read."""
+        for ids in self._slices():
+            for reply in self._grid.pull_messages(ids):
+                if client := self.waiting.get(reply.metadata.reply_to_message_id):
+                    self.late.add(client)
+
+    def _slices(self) -> Iterator[list[str]]:
+        ids = list(self.waiting)
+        return (ids[at : at + BATCH] for at in range(0, len(ids), BATCH))
+
+
+def _sent(
+    grid: Grid, batch: list[Content], *, nodes: Mapping[str, int], kind: str, group: str
+) -> list[tuple[str, str | None]]:
+    """Clients with the ids of their requests, None for one that could not be sent; empties ``batch``."""
+    clients = [client for client, _ in batch]
+    messages = [Message(content, nodes[client], kind, group_id=group) for client, content in batch]
+    batch.clear()
+    return list(zip(clients, push(grid, messages), strict=True))
+
+
+def _batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
+    """In their order; what was sent is not kept."""
+    batch: list[Content] = []
+    sizes: dict[int, int] = {}
+    for client, content in contents:
+        batch.append((client, content))
+        sizes |= _sizes(content)
+        del content
+        if len(batch) == BATCH or sum(sizes.values()) > BATCH_BYTES:
+            yield batch
+            batch, sizes = [], {}
+    if batch:
+        yield batch
+
+
+def _sizes(content: RecordDict) -> dict[int, int]:
+    """Bytes of its arrays and texts, by identity."""
+    parts: list[bytes | str] = [
+        array.data for record in content.array_records.values() for array in record.values()
+    ]
+    for record in content.config_records.values():
+        parts += [value for value in record.values() if isinstance(value, str)]
+    return {id(part): len(part) for part in parts}

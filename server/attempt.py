@@ -19,7 +19,7 @@ from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Phase
 from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
-from server.asking import ask, gather
+from server.asking import ask
 from server.budget import entry_for, exhausted
 from server.publishing import Published
 from server.roster import DETAIL, Roster
@@ -155,23 +155,20 @@ class Attempt:
                 self._drop(
                     client, Reason.NO_REPLY, self._roster.kept_out.get(client, "not connected")
                 )
-        waiting = self._collecting.waiting
         content = self._content()
-        asked, unsent = ask(
+        late = ask(
             self._setting.grid,
-            dict.fromkeys(waiting, content),
+            self._setting.clock,
+            [(client, content) for client in self._collecting.waiting],
             nodes=self._roster.nodes,
             kind=f"{wire.TRAIN}.{Phase.MASK}",
             group=str(self._number),
-        )
-        for client in unsent:
-            self._drop(client, Reason.NO_REPLY, "the request could not be sent")
-        late = gather(
-            self._setting.grid,
-            self._setting.clock,
-            asked,
-            deadline=self._begun + self._plan.cohort.deadline_s,
+            since=self._begun,
+            seconds=self._plan.cohort.deadline_s,
             take=self._take,
+            unsent=lambda client: self._drop(
+                client, Reason.NO_REPLY, "the request could not be sent"
+            ),
         )
         return close(self._collecting, late=late)
 

@@ -81,27 +81,33 @@ def open_attempt(cohort: tuple[str, ...], *, quorum: int) -> Collecting:
     return Collecting(expected=cohort, quorum=quorum)
 
 
-def accept(state: Collecting, client: str) -> Collecting:
-    """``client``'s update is in the sum."""
-    _must_be_waiting(state, client)
-    return replace(state, used=tuple(sorted((*state.used, client))))
+def accept(state: Collecting, *clients: str) -> Collecting:
+    """Their updates are in the sum."""
+    _must_be_waiting(state, clients)
+    return replace(state, used=tuple(sorted((*state.used, *clients))))
 
 
 def drop(state: Collecting, client: str, reason: Reason, detail: str) -> Collecting:
     """``client`` will not take part in this attempt."""
-    _must_be_waiting(state, client)
-    dropped = Dropped(client=client, reason=reason, detail=detail)
-    ordered = sorted((*state.dropped, dropped), key=lambda each: each.client)
+    return drop_all(state, [Dropped(client=client, reason=reason, detail=detail)])
+
+
+def drop_all(state: Collecting, dropped: Sequence[Dropped]) -> Collecting:
+    """None of these will: of thousands one by one would be quadratic."""
+    _must_be_waiting(state, [each.client for each in dropped])
+    ordered = sorted((*state.dropped, *dropped), key=lambda each: each.client)
     return replace(state, dropped=tuple(ordered))
 
 
 def close(state: Collecting, *, late: frozenset[str] = frozenset()) -> Complete | Failed:
     """The attempt ends: whoever still is waited for has not replied, or was late."""
-    for client in state.waiting:
-        if client in late:
-            state = drop(state, client, Reason.LATE, "answered after the deadline")
-        else:
-            state = drop(state, client, Reason.NO_REPLY, "no answer by the deadline")
+    silent = (Reason.NO_REPLY, "no answer by the deadline")
+    behind = (Reason.LATE, "answered after the deadline")
+    left = [(client, *(behind if client in late else silent)) for client in state.waiting]
+    state = drop_all(
+        state,
+        [Dropped(client=client, reason=reason, detail=detail) for client, reason, detail in left],
+    )
     kind = Complete if len(state.used) >= state.quorum else Failed
     return kind(
         expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
@@ -164,11 +170,12 @@ def draw_poisson(names: list[str], *, sampling: float, random: RandomBytes) -> t
     return tuple(name for name in sorted(names) if int.from_bytes(random(8), "big") < limit)
 
 
-def _must_be_waiting(state: Collecting, client: str) -> None:
-    # Not by `waiting`: building it for every reply would be quadratic in the cohort.
-    answered = client in state.used or any(each.client == client for each in state.dropped)
-    if answered or client not in state.expected:
-        raise ValueError(f"{client} was not expected, or has answered already")
+def _must_be_waiting(state: Collecting, clients: Sequence[str]) -> None:
+    waiting = set(state.expected).difference(state.used, (each.client for each in state.dropped))
+    for client in clients:
+        if client not in waiting:
+            raise ValueError(f"{client} was not expected, or has answered already")
+        waiting.remove(client)
 
 
 def naming(clients: Mapping[str, str]) -> str:

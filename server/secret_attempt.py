@@ -7,7 +7,7 @@ same cohort again under the next sequence number, and the sum, being exact, is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,7 @@ from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from server.asked import asked_at_start, asked_before, asked_clients, verify_apart
-from server.asking import ask, gather
+from server.asking import Content, ask
 from server.attempt import masked_bytes
 from server.publishing import (
     asked_sums,
@@ -36,13 +36,14 @@ from server.roster import DETAIL
 from server.rounds import (
     NO_SUM,
     Complete,
+    Dropped,
     Failed,
     Reason,
     accept,
     choose_among,
     close,
     deal_groups,
-    drop,
+    drop_all,
     naming,
 )
 from server.secret_outcome import SecretOutcome
@@ -90,8 +91,7 @@ class SecretAttempt(SecretOutcome):
                 )  # fmt: skip
             publish_sum(self._store, self._number, secret)
             if secret.failure is None:
-                for name in secret.alive:
-                    self._collecting = accept(self._collecting, name)
+                self._collecting = accept(self._collecting, *secret.alive)
         self._account_for_the_rest()
         return close(self._collecting)
 
@@ -282,24 +282,20 @@ class SecretAttempt(SecretOutcome):
         if phase is Phase.MASK:
             common.update(self._adapters())
         addressees: dict[str, tuple[SecretSum, bytes]] = {}
-        contents, last, data = {}, b"", Array(np.zeros(0, np.uint8))
-        for secret in self._sums:
-            for client, message in (secret.guarded(partial(prepare, secret)) or {}).items():
-                name = secret.names[client]
-                if message is not last:  # most phases have one for all: a cohort's is long
-                    last, data = message, Array(np.frombuffer(message, np.uint8))
-                contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
-                contents[name].update(self._clients_log.beside(phase, secret, client))
-                addressees[name] = secret, client
-        requests, unsent = ask(
-            self._setting.grid,
-            contents,
-            nodes=self._roster.nodes,
-            kind=f"{wire.TRAIN}.{phase}",
-            group=str(self._number),
-        )
-        for name in unsent:
-            self._note(phase, name, Reason.NO_REPLY, "the request could not be sent")
+        # All that is fixed for the phase is fixed before anybody is asked; a message is made in its turn.
+        prepared = [(each, each.guarded(partial(prepare, each)) or {}) for each in self._sums]
+
+        def contents() -> Iterator[Content]:
+            last, data = b"", Array(np.zeros(0, np.uint8))
+            for secret, messages in prepared:
+                for client, message in messages.items():
+                    name = secret.names[client]
+                    if message is not last:  # most phases have one for all: a cohort's is long
+                        last, data = message, Array(np.frombuffer(message, np.uint8))
+                    addressees[name] = secret, client
+                    record = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
+                    record.update(self._clients_log.beside(phase, secret, client))
+                    yield name, record
 
         def take(name: str, reply: Message) -> None:
             secret, client = addressees[name]
@@ -310,9 +306,20 @@ class SecretAttempt(SecretOutcome):
 
             self._received(phase, name, reply, receive_message)
 
-        clock = self._setting.clock
-        deadline = clock.now() + self._plan.cohort.deadline_s
-        for name in gather(self._setting.grid, clock, requests, deadline=deadline, take=take):
+        late = ask(
+            self._setting.grid,
+            self._setting.clock,
+            contents(),
+            nodes=self._roster.nodes,
+            kind=f"{wire.TRAIN}.{phase}",
+            group=str(self._number),
+            seconds=self._plan.cohort.deadline_s,
+            take=take,
+            unsent=lambda name: self._note(
+                phase, name, Reason.NO_REPLY, "the request could not be sent"
+            ),
+        )
+        for name in late:
             self._note(phase, name, Reason.LATE, "answered after the deadline")
 
     def _received(
@@ -355,6 +362,7 @@ class SecretAttempt(SecretOutcome):
             lost |= secret.lost
             if secret.failure is not None:
                 failed.update(dict.fromkeys(secret.names.values(), secret.failure.cause))
+        dropped = []
         for name in self._collecting.waiting:
             cause = self._reasons.get(name)
             if cause is None and name in failed and name not in lost:
@@ -362,4 +370,5 @@ class SecretAttempt(SecretOutcome):
             silent = f"{lost[name]}: no answer by the deadline" if name in lost else "no answer"
             reason, detail = cause or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]
-            self._collecting = drop(self._collecting, name, reason, line)
+            dropped.append(Dropped(client=name, reason=reason, detail=line))
+        self._collecting = drop_all(self._collecting, dropped)

@@ -44,9 +44,9 @@ def server_context(run_config: Config, *, run_id: int = 1) -> Context:
 
 @dataclass(slots=True)
 class _Pending:
-    """A message without its reply; ``ready`` is virtual seconds, None = never."""
+    """A message without its reply; ``ready`` is virtual seconds; what nobody answers is not kept."""
 
-    message: Message
+    message: Message | None
     ready: float | None
     deadline: float
 
@@ -126,7 +126,8 @@ class InProcessGrid(Grid):
             name = f"m{self._count}"
             message.metadata.__dict__["_message_id"] = name
             ready = self._ready_at(message, now)
-            self._pending[name] = _Pending(message, ready, now + self._deadline_s)
+            kept = None if ready is None else message
+            self._pending[name] = _Pending(kept, ready, now + self._deadline_s)
             ids.append(name)
         return ids
 
@@ -138,9 +139,7 @@ class InProcessGrid(Grid):
         now = self._clock.now()
         waiting: list[_Pending] = []
         if ready := self._ready_by(now, message_ids, waiting):
-            reply = self._ahead.first(
-                ready, lambda name: self._execute(self._pending[name].message)
-            )
+            reply = self._ahead.first(ready, self._answer)
             del self._pending[ready[0]]
             return [self._numbered(reply)]
         events = {p.deadline for p in waiting} | {p.ready for p in waiting if p.ready is not None}
@@ -162,6 +161,11 @@ class InProcessGrid(Grid):
             if len(ready) == self._ahead.most:
                 break
         return ready
+
+    def _answer(self, name: str) -> Message:
+        message = self._pending[name].message
+        assert message is not None  # of one that is ready
+        return self._execute(message)
 
     def close(self) -> None:
         """No client begins any more."""
