@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from protocol.peft_format import (
 from protocol.plan import plan_from_text
 from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaf_codec import sha256
+from server.log import SECRET
 from server.releasing import log_release
+from server.rounds import deal_groups
 from server.store import RunStore
+from server.witnessing import Witness
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import ONE_ROW, Sites, go_on, make_run, small_plan
 from tests.unit.audit.withdrawing import stopped_after, withdraw
+from tests.witnesses import LOG, named_key, witnessing
 
 LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
 NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
@@ -44,6 +49,7 @@ GROUPS: dict[str, Any] = {
 }
 
 
+WITNESSES = ("w1.example", "w2.example")
 LARGE: dict[str, Any] = {"count": 136, "cohort": EIGHT | {"size": 136, "quorum": 110}}
 
 
@@ -61,6 +67,14 @@ def many_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
 def two_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
     """In round 1 two sites before they mask, whichever groups they are in."""
     return phase is Phase.MASK and (number, site) in {(1, 2), (1, 7)}
+
+
+def a_group_fails(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """In round 1 all of group 1 before they mask, in round 2 most of group 0 before they reveal."""
+    names = sorted(f"site-{each}" for each in range(15))
+    dealt = deal_groups(names, groups=3, seed=5, round_number=number, attempt=attempt)
+    gone = {1: (Phase.MASK, dealt[1]), 2: (Phase.UNMASK, dealt[0][1:])}[number]
+    return (phase, f"site-{site}" in gone[1]) == (gone[0], True)
 
 
 def an_attempt_fails(number: int, attempt: int, phase: Phase, site: int) -> bool:
@@ -96,6 +110,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
     "a large cohort and a void round": LARGE | {"lost": many_are_lost, "rounds": 2},
+    "a large cohort under witnesses": LARGE
+    | {"lost": some_of_many_are_lost, "rounds": 2, "near": WITNESSES},
+    "groups under witnesses, one without a sum": GROUPS
+    | {"lost": a_group_fails, "near": WITNESSES},
+    "failed attempts under witnesses": LOSSY
+    | {"rounds": 4, "lost": an_attempt_fails, "near": WITNESSES},
+    "hybrid keys under witnesses": LOSSY
+    | {"rounds": 1, "secrecy": {"keys": "x25519+ml-kem-768"}, "near": WITNESSES},
     "groups with losses": GROUPS | {"lost": two_are_lost},
     "groups, hybrid, 24 bits": GROUPS
     | {
@@ -314,7 +336,14 @@ def made(kind: str, folder: Path) -> Path:
         before = make_run(folder.parent / "before", **(CONTINUED[kind] | {"rounds": 1}))
         run = go_on(before, folder, **CONTINUED[kind])
     else:
-        run = make_run(folder, **KINDS[kind])
+        settings = dict(KINDS[kind])
+        if names := settings.pop("near", ()):
+            settings |= witnessing(*names)
+        run = make_run(folder, **settings)
+        if names:  # where the log of a run without witnesses has its key
+            (run / SECRET).write_text(named_key(LOG).private_bytes_raw().hex())
+            release(run, settings["witnesses"])
+            return run
     release(run)
     return run
 
@@ -345,7 +374,7 @@ def drawn(name: str) -> Any:
     return rng.normal(size=(6, 1) if name.endswith(".scales") else 6).astype(np.float32)
 
 
-def release(run: Path) -> None:
+def release(run: Path, witnesses: Sequence[Witness] = ()) -> None:
     """As ``fedge release`` does, without a base to measure on."""
     plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
     folder = sorted((run / "rounds").glob("[0-9]*"))[-1] / "adapter"
@@ -371,6 +400,6 @@ def release(run: Path) -> None:
     (folder / RELEASE_FILE).write_text(json.dumps(note))
     store = RunStore(run)
     try:
-        log_release(store, plan, note["round"], rows=ONE_ROW, metrics={})
+        log_release(store, plan, note["round"], rows=ONE_ROW, metrics={}, witnesses=witnesses)
     finally:
         store.close()
