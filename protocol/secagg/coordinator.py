@@ -330,7 +330,7 @@ class Attempt:
                 self._party(client, member=client in members, alive=client in alive)
                 for client in sorted(self._adverts)
             ],
-            boxes=self._boxes() if self._p.keys is Keys.HYBRID and self._seeds else [],
+            boxes=self.boxes(),
             sum=sum_digest(self._sum),
         )
 
@@ -347,7 +347,10 @@ class Attempt:
             choice=self._choices[client].hex() if member else "",
         )
 
-    def _boxes(self) -> list[PairBox]:
+    def boxes(self) -> list[PairBox]:
+        """Of a sum that is open, in the hybrid form: those of lost pairs. (P-8.4)"""
+        if self._p.keys is not Keys.HYBRID or not self._seeds:
+            return []
         return pair_boxes(self.members, self.alive, graph=self._graph, sealed=self._sealed)
 
     def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:

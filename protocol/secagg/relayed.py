@@ -19,11 +19,15 @@ from protocol.secagg.messages import REVEAL_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Sealed(Mapping[bytes, bytes]):
-    """The boxes that a client sealed, one behind the other, by holder; ``holders`` are sorted."""
+    """The boxes that a client sealed, one behind the other, by holder; ``holders`` are sorted.
+
+    ``root`` is the RFC 6962 root over them that their client signed.
+    """
 
     holders: tuple[bytes, ...]
     ends: tuple[int, ...]  # of each box, 0 before them
     data: bytes
+    root: bytes
 
     def __getitem__(self, holder: bytes) -> bytes:
         at = bisect_left(self.holders, holder)
@@ -37,16 +41,14 @@ class Sealed(Mapping[bytes, bytes]):
     def __len__(self) -> int:
         return len(self.holders)
 
-    @property
-    def root(self) -> bytes:
-        """RFC 6962 root over the boxes: what their client signed."""
-        return merkle_root([self.data[start:end] for start, end in pairwise(self.ends)])
-
 
 def sealed_boxes(holders: tuple[bytes, ...], sizes: Sequence[int], data: bytes) -> Sealed | None:
     """Boxes of these sizes for these holders, or None when they do not fill ``data``."""
     ends = _ends(tuple(sizes))
-    return Sealed(holders, ends, data) if ends[-1] == len(data) else None
+    if ends[-1] != len(data):
+        return None
+    root = merkle_root([data[start:end] for start, end in pairwise(ends)])
+    return Sealed(holders, ends, data, root)
 
 
 @lru_cache(maxsize=256)

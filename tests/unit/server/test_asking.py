@@ -223,7 +223,7 @@ def test_a_run_in_small_batches_is_the_same_run(
     for batch in (BATCH, 3):
         monkeypatch.setattr(asking, "BATCH", batch)
         most = live_messages(monkeypatch)
-        run = make_run(tmp_path / str(batch), count=8, cohort=EIGHT, lost=some_are_lost)
+        run = make_run(tmp_path / str(batch), count=8, cohort=EIGHT, lost=some_are_lost, rounds=1)
         assert most() == min(batch, 8)
         outcomes.append(outcome(run))
     assert outcomes[0] == outcomes[1]

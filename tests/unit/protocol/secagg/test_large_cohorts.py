@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.sessions import MOST_SESSION
+from protocol.documents import json_as
 from protocol.errors import ProofError, SecrecyError
+from protocol.exchange import Phase
+from protocol.legality_of_secrecy import MOST_LOGGED
 from protocol.secagg import client
 from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import (
@@ -27,17 +32,26 @@ from protocol.secagg.graph import (
     threshold,
 )
 from protocol.secagg.messages import (
+    Advert,
     advert_bytes,
     decode_advert,
     decode_cohort,
     decode_round,
     encode_ids,
+    encode_members,
+    encode_round,
     encode_signatures,
+    split_senders,
 )
+from protocol.secagg.messages import Cohort as MessageOfAll
 from protocol.secagg.openings import alive_digest
 from protocol.secagg.primitives import client_id, sign
+from protocol.secagg.session import Session
 from protocol.secagg.transcript import Transcript
 from protocol.secagg.verification import verify_transcript
+from protocol.secagg.witnessed import encode_by_log
+from protocol.transparency.lists import Lists
+from protocol.transparency.sum_leaves import alive_leaf
 from tests.unit.protocol.secagg.conftest import TERMS, Cohort
 
 SIZE = 130
@@ -278,7 +292,7 @@ def choose(total: int, part: int) -> float:
     return lgamma(total + 1) - lgamma(part + 1) - lgamma(total - part + 1)
 
 
-@pytest.mark.parametrize("clients", [129, 1000, 10_000])
+@pytest.mark.parametrize("clients", [129, 500, 1000, 2000, 5000, MOST_LOGGED])
 def test_with_a_fifth_corrupt_no_sum_is_of_fewer_than_half_of_the_honest(clients: int) -> None:
     """What ADR 0088 claims of the rule's numbers.
 
@@ -294,5 +308,83 @@ def test_with_a_fifth_corrupt_no_sum_is_of_fewer_than_half_of_the_honest(clients
         tail = binomial_tail(CHOSEN_HOLDERS, inside, needed)
         if tail:
             parts += exp(choose(honest, size) + size * log(tail))
-    assert log2(parts) < -40
+    assert log2(parts) < -50  # it grows with the number of clients: 2^-57 of 129, 2^-51 of 10,000
     assert log2(clients * binomial_tail(CHOSEN_HOLDERS, corrupt, needed)) < -50
+
+
+def test_messages_of_the_largest_sum_are_read() -> None:
+    """Of 10,000 clients: nothing that one of them sends grows, what it is sent does by 16 and by 216 bytes."""
+    ids = sorted(client_id(number.to_bytes(2, "big")) for number in range(MOST_LOGGED))
+    adverts = tuple(
+        Advert(
+            sid=bytes(32),
+            seq=1,
+            client=one,
+            channel_key=bytes(32),
+            mask_key=bytes(32),
+            commitment=bytes(32),
+            signature=bytes(64),
+        )
+        for one in ids
+    )
+    k = degree(MOST_LOGGED)
+    cohort = MessageOfAll(
+        degree=k, threshold=threshold(k), alive_index=7, graph_seed=bytes(32), adverts=adverts
+    )
+    to_share = cohort.encode()
+    assert len(to_share) < 2.2e6
+    assert decode_cohort(to_share).ids == tuple(ids)
+    with refused("cohort.malformed"):
+        decode_cohort(to_share[:-216])
+    boxes = dict.fromkeys(ids[:CHOSEN_HOLDERS], bytes(92))
+    to_mask = encode_round(encode_members(ids), boxes, adverts[:CHOSEN_HOLDERS])
+    assert len(to_mask) < 190_000
+    members, rest = decode_round(to_mask)
+    assert members == tuple(ids)
+    assert split_senders(rest, Keys.X25519)[0] == adverts[:CHOSEN_HOLDERS]
+    with refused("round.malformed"):
+        decode_round(to_mask[: 2 + 16 * MOST_LOGGED - 1])
+    with refused("round.order"):
+        decode_round(encode_members([*ids[:-1], ids[0]]))
+    opening = encode_by_log(b"proof", ids, complete=False)
+    assert len(opening) == 4 + 5 + 16 * MOST_LOGGED
+    listed = [one.hex() for one in ids]
+    files: dict[str, bytes] = {}
+
+    def keep(data: bytes) -> str:
+        files[digest := hashlib.sha256(data).hexdigest()] = data
+        return digest
+
+    leaf = alive_leaf(seq=1, group=0, rid=bytes(32), alive=ids, signatures={}, keep=keep)
+    assert isinstance(leaf.clients, str)
+    assert Lists(files.__getitem__).whole(leaf).ids == listed
+
+
+def test_a_session_in_the_largest_sum_is_kept() -> None:
+    """What a client keeps between two messages: it can be read back, and is a megabyte."""
+    ids = tuple(sorted(client_id(number.to_bytes(2, "big")) for number in range(MOST_LOGGED)))
+    near = ids[: 2 * CHOSEN_HOLDERS]
+    masked = client.Masked(
+        client=ids[0],
+        clients=ids,
+        members=ids,
+        threshold=54,
+        alive_index=7,
+        rid=bytes(32),
+        held=dict.fromkeys(near, (2**254, 2**254)),
+        holders=near,
+    )
+    session = Session(
+        plan="0" * 64,
+        run=bytes(16),
+        sid=bytes(32),
+        seq=1,
+        phase=Phase.AGREE,
+        seen={},
+        asked=bytes(32),
+        reply=bytes(64),
+        agreed=client.Agreed(before=masked, alive=ids),
+    )
+    text = session.model_dump_json()
+    assert len(text) < 1.5e6 < MOST_SESSION
+    assert json_as(Session, text, most=MOST_SESSION, digits=80) == session
