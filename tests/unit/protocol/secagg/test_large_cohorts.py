@@ -19,7 +19,7 @@ from client.sessions import MOST_SESSION
 from protocol.documents import json_as
 from protocol.errors import ProofError, SecrecyError
 from protocol.exchange import Phase
-from protocol.legality_of_secrecy import MOST_LOGGED
+from protocol.legality_of_secrecy import MOST_LOGGED, MOST_SIGNED
 from protocol.secagg import client
 from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import (
@@ -36,6 +36,7 @@ from protocol.secagg.messages import (
     advert_bytes,
     decode_advert,
     decode_cohort,
+    decode_ids,
     decode_round,
     encode_ids,
     encode_members,
@@ -110,6 +111,42 @@ def test_the_sum_is_exact_in_the_hybrid_form() -> None:
     assert len(transcript.boxes) > 2 * CHOSEN_HOLDERS  # of two lost members, either way
     with pytest.raises(ProofError, match=r"boxes|missing"):
         repeated(transcript.model_copy(update={"boxes": transcript.boxes[1:]}), cohort)
+
+
+@pytest.mark.slow
+def test_a_sum_of_more_than_may_sign_is_exact_and_anybody_repeats_it() -> None:
+    """By its place in a log, which is :mod:`tests.unit.protocol.secagg.test_witnessed`'s."""
+    lost = {"share": (3,), "mask": tuple(range(20, 60)), "unmask": tuple(range(100, 140))}
+    cohort = Cohort(MOST_SIGNED + 1, count=40, minimum=3, lost=lost)
+    cohort.policy = replace(cohort.policy, log_policy="its own tests have one")
+    cohort.advertise()
+    place = 30_000
+    rounds = cohort.share(cohort.attempt.close_adverts(cohort.ids, alive_index=place))
+    vectors: dict[bytes, bytes] = {}
+    receive = cohort.attempt.receive_masked
+
+    def keeping(one: bytes, message: bytes) -> None:
+        receive(one, message)
+        vectors[one] = message[: cohort.packed_bytes]
+
+    cohort.attempt.receive_masked = keeping  # type: ignore[method-assign,assignment]
+    alive = decode_ids(cohort.mask(rounds), "alive")
+    cohort.attempt.agreed_by_log()
+    for one in cohort.here("unmask", alive):
+        state = cohort.states[one]
+        assert isinstance(state, client.Masked)
+        client.check_alive(state, alive, cohort.policy)
+        reply = client.reveal(client.Agreed(before=state, alive=alive))
+        cohort.attempt.receive_unmask(one, reply)
+    words = cohort.attempt.unmask()
+    assert (words == cohort.total.astype(np.uint16)).all()
+    transcript = cohort.attempt.transcript()
+    again = verify_transcript(
+        transcript, cohort.roster, vectors.__getitem__, minimum=3, alive_at=place
+    )
+    assert (again == words).all()
+    with pytest.raises(ProofError, match="not at the place"):
+        verify_transcript(transcript, cohort.roster, vectors.__getitem__, minimum=3)
 
 
 def test_a_transcript_with_another_choice_is_refused(kept: Kept) -> None:
