@@ -1,12 +1,13 @@
 """A secret sum of thousands of clients: right to the last bit, and what it costs the coordinator and a client.
 
-    python benchmarks/many_clients.py [--clients 1000 10000] [--coordinates 100000] [--lost 0.05] [--by log] [--json]
+    python benchmarks/many_clients.py [--clients 1000 10000] [--coordinates 100000] [--lost 0.05] [--by log] [--audit] [--json]
 
 A whole round of the coordinator as it runs a plan, its phases, its log and its files, in this process, so that processor
 time and peak memory are its own: through the in-process grid to clients in another process that keep the protocol,
 train nothing and hold what a client keeps between phases. A share of the clients is lost after it has shared,
 another that size after it has masked. Who is in the sum is agreed on `--by log`, under a witness, or `--by signatures`
-(up to 2,000 clients). The published words are compared with those that the clients know.
+(up to 2,000 clients). The published words are compared with those that the clients know. With `--audit` masked vectors
+are kept, and an auditor, in a process of its own, checks every signature and adds all of them again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import audit
 from protocol import PROTOCOL_VERSION, wire
 from protocol.exchange import Contribution, Phase
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
@@ -103,20 +107,20 @@ class Witness:
     name = WITNESS
 
     def __init__(self, log: VerifierKey) -> None:
-        self._log, self._latest = log, Witnessed()
+        self.log, self._latest = log, Witnessed()
         self._key = Ed25519PrivateKey.generate()
         self.verifier = witness_key(WITNESS, self._key)
 
     def post(self, body: bytes) -> Answer:
         """``add-checkpoint``."""
         request, now = parse_add_checkpoint(body), int(time.time())
-        decided = consider(request, self._latest, [self._log], WITNESS, self._key, time=now)
+        decided = consider(request, self._latest, [self.log], WITNESS, self._key, time=now)
         assert isinstance(decided, Cosigned)
         self._latest = decided.latest
         return Answer(status=200, body=decided.line)
 
 
-def plan_of(clients: int, lost: float, manifest: Manifest, audit: Mapping[str, Any]) -> Plan:
+def plan_of(clients: int, lost: float, manifest: Manifest, trust: Mapping[str, Any]) -> Plan:
     """One round of all."""
     document = {
         "name": "many",
@@ -131,7 +135,7 @@ def plan_of(clients: int, lost: float, manifest: Manifest, audit: Mapping[str, A
             "deadline_s": SOON_S,
             "attempts": 1,
         },
-        "audit": {"retention_days": 0, **audit},
+        "audit": dict(trust),
     }
     return plan_from(document, source="the benchmark")
 
@@ -317,17 +321,37 @@ class Asked:
         return Message(answer, reply_to=message)
 
 
-def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]:
+def audited(run: Path, pipe: Connection) -> None:
+    """An auditor's process: (verdict of the round, CPU seconds, peak bytes)."""
+    report = audit(Folder(run), Trust())
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = usage.ru_utime + usage.ru_stime
+    pipe.send((report.rounds[1].verdict, round(seconds, 2), usage.ru_maxrss * 1024))
+
+
+def audit_of(run: Path) -> dict[str, Any]:
+    """Figures of :func:`audited`."""
+    pipe, other = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=audited, args=(run, other)).start()
+    verdict, seconds, peak = pipe.recv()
+    assert verdict == "ok", verdict
+    return {"auditor_cpu_s": seconds, "auditor_peak_bytes": peak}
+
+
+def summed(
+    count: int, coordinates: int, lost: float, by: str, *, with_audit: bool
+) -> dict[str, Any]:
     """One round; figures of it."""
     manifest, key = manifest_of(coordinates), Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
     witness = Witness(VerifierKey(name=LOG, type=KeyType.ED25519, public=public))
-    audit = {
-        "log": witness._log.encode(),
+    named = {
+        "log": witness.log.encode(),
         "witnesses": [witness.verifier.encode()],
         "witness_quorum": 1,
     }
-    plan = plan_of(count, lost, manifest, audit if by == "log" else {})
+    kept = {"retention_days": 30 if with_audit else 0}
+    plan = plan_of(count, lost, manifest, kept | (named if by == "log" else {}))
     size = 10 * (coordinates // 10) + 2
     asked, clock = Asked(plan, count, size, lost), VirtualClock()
     grid = InProcessGrid(asked.app(), count, clock=clock, deadline_s=SOON_S)
@@ -349,6 +373,7 @@ def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]
         record = store.record(1)
         words = np.frombuffer((store.folder / "rounds/0001/sums/0.sum").read_bytes(), "<u2")
         store.close()
+        figures = audit_of(store.folder) if with_audit else {}
     alive = [client_id(asked.roster[name]) for name in record["used"]]
     asked.pipe.send(("total", 0, alive, None))
     assert (words == asked.pipe.recv()).all(), "the sum is another"
@@ -368,7 +393,7 @@ def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]
         "up_bytes": traffic.up,
         "up_beyond_vector_bytes": traffic.up - words.nbytes,
         "down_bytes": traffic.down,
-    }
+    } | figures
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -393,11 +418,20 @@ def main() -> None:
     parser.add_argument("--coordinates", type=int, default=100_000)
     parser.add_argument("--lost", type=float, default=0.05)
     parser.add_argument("--by", choices=("signatures", "log"), default="log")
+    parser.add_argument("--audit", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     counts, rows = arguments.clients, []
     if len(counts) == 1:
-        rows.append(summed(counts[0], arguments.coordinates, arguments.lost, arguments.by))
+        rows.append(
+            summed(
+                counts[0],
+                arguments.coordinates,
+                arguments.lost,
+                arguments.by,
+                with_audit=arguments.audit,
+            )
+        )
     else:  # a process each: a peak is of one round
         rest = (
             "--coordinates",
@@ -407,6 +441,7 @@ def main() -> None:
             "--by",
             arguments.by,
             "--json",
+            *(["--audit"] if arguments.audit else []),
         )
         for count in counts:
             command = [sys.executable, __file__, "--clients", count, *rest]

@@ -118,7 +118,7 @@ def test_a_sum_of_more_than_may_sign_is_exact_and_anybody_repeats_it() -> None:
     """By its place in a log, which is :mod:`tests.unit.protocol.secagg.test_witnessed`'s."""
     lost = {"share": (3,), "mask": tuple(range(20, 60)), "unmask": tuple(range(100, 140))}
     cohort = Cohort(MOST_SIGNED + 1, count=40, minimum=3, lost=lost)
-    cohort.policy = replace(cohort.policy, log_policy="its own tests have one")
+    cohort.policy = cohort.policy.model_copy(update={"log_policy": "its own tests have one"})
     cohort.advertise()
     place = 30_000
     rounds = cohort.share(cohort.attempt.close_adverts(cohort.ids, alive_index=place))
