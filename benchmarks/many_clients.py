@@ -16,14 +16,12 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,25 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import audit
-from protocol import PROTOCOL_VERSION, wire
-from protocol.exchange import Contribution, Phase
+from benchmarks.protocol_clients import Asked
 from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
 from protocol.plan import Plan, plan_from
-from protocol.secagg import client
-from protocol.secagg.contexts import session_id
-from protocol.secagg.messages import decode_round
-from protocol.secagg.primitives import Suite, client_id
-from protocol.secagg.task import encoding_for, roster_root, terms_for
-from protocol.secagg.witnessed import agree_by_log
+from protocol.secagg.primitives import client_id
 from protocol.transparency.note import KeyType, VerifierKey
-from protocol.transparency.policy import policy_of
-from protocol.transparency.shown import Told
 from protocol.transparency.witness import (
     Cosigned,
     Witnessed,
@@ -66,7 +54,6 @@ from simulations.clock import VirtualClock
 from simulations.grid import InProcessGrid
 
 LOG, WITNESS = "log.example/run", "w.example"
-UPDATES = 16  # different ones; clients share them
 SOON_S = 3600.0
 
 
@@ -140,187 +127,6 @@ def plan_of(clients: int, lost: float, manifest: Manifest, trust: Mapping[str, A
     return plan_from(document, source="the benchmark")
 
 
-class Clients:
-    """All clients of the round: keys, states, and the words that each of them masked."""
-
-    def __init__(self, plan: Plan, count: int, size: int) -> None:
-        self.plan, self.size = plan, size
-        self.keys = [Ed25519PrivateKey.generate() for _ in range(count)]
-        public = [key.public_key().public_bytes_raw() for key in self.keys]
-        self.roster = {f"site-{number}": key for number, key in enumerate(public)}
-        policy = policy_of(plan.audit).render() if plan.witnessed else ""
-        self.policy = client.Policy(
-            roster={client_id(key): key for key in public},
-            minimum=plan.least_sum,
-            maximum=plan.largest_sum,
-            log_policy=policy,
-        )
-        self.states: dict[int, Any] = {}
-        self.masked: dict[bytes, int] = {}
-        self._terms: tuple[Any, list[Any], dict[str, Any]] | None = None
-
-    def answer(self, phase: Phase, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        """What the client says, as :mod:`client.secret` would let it."""
-        return bytes(getattr(self, f"_{phase.value}")(number, message, told))
-
-    def _advertise(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        self._sid = session_id(told.plan_digest, message[:16])
-        self._seq = int.from_bytes(message[16:], "big")
-        self.states[number], reply = client.advertise(
-            self.keys[number], sid=self._sid, seq=self._seq, random=os.urandom
-        )
-        return reply
-
-    def _share(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        self.states[number], reply = client.share(
-            self.states[number],
-            message,
-            key=self.keys[number],
-            policy=self.policy,
-            random=os.urandom,
-        )
-        return reply
-
-    def _mask(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        encoding, words, terms = self._of_all(len(decode_round(message)[0]), told)
-        opened = client.open_shares(self.states[number], message, terms, policy=self.policy)
-        self.masked[opened.before.before.client] = number % UPDATES
-        self.states[number], reply = client.mask(
-            opened,
-            words[number % UPDATES].copy(),
-            bits=encoding.bits,
-            suite=Suite(self.plan.secrecy.suite),
-            key=self.keys[number],
-        )
-        return reply
-
-    def _of_all(
-        self, members: int, told: wire.Instruction
-    ) -> tuple[Any, list[Any], dict[str, Any]]:
-        """What all compute alike, once; words of each of the updates."""
-        if self._terms is None:
-            encoding = encoding_for(self.plan, told, size=self.size, clients=members)
-            terms = terms_for(self.plan, told, encoding, roster_root(self.roster))
-            rng = np.random.default_rng(0)
-            metrics = dict.fromkeys(self.plan.task.METRICS, 1.0)
-            words = [
-                encoding.words(
-                    Contribution(
-                        update=rng.normal(0, 0.01, self.size).astype(np.float32),
-                        weight=1,
-                        metrics=metrics,
-                    ),
-                    rng,
-                    os.urandom,
-                )
-                for _ in range(UPDATES)
-            ]
-            self._terms = encoding, words, terms
-        return self._terms
-
-    def _agree(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        self.states[number], reply = client.agree_on_alive(
-            self.states[number], message, key=self.keys[number], policy=self.policy
-        )
-        return reply
-
-    def _unmask(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        state = self.states.pop(number)
-        if self.plan.witnessed:
-            shares = client.reveal(agree_by_log(state, message, policy=self.policy))
-        else:
-            shares = client.unmask(state, message, policy=self.policy)
-        _, advert = client.advertise(
-            self.keys[number], sid=self._sid, seq=self._seq + 1, random=os.urandom
-        )
-        return advert + shares
-
-    def total(self, alive: list[bytes]) -> Any:
-        """The sum of what these clients masked."""
-        assert self._terms is not None
-        counts = np.bincount([self.masked[one] for one in alive], minlength=UPDATES)
-        words = np.stack(self._terms[1]).astype(np.uint64)
-        return (counts.astype(np.uint64) @ words).astype(np.uint16)
-
-
-def serve(pipe: Connection, document: dict[str, Any], count: int, size: int) -> None:
-    """The clients' process: (phase, client, message or None for the one before, instruction) to replies."""
-    clients = Clients(Plan.model_validate(document), count, size)
-    pipe.send(clients.roster)
-    common = b""
-    while request := pipe.recv():
-        phase, number, message, told = request
-        if phase == "total":
-            pipe.send(clients.total(message))
-            continue
-        common = common if message is None else message
-        pipe.send(clients.answer(phase, number, common, told))
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    pipe.send((usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
-
-
-@dataclass
-class Traffic:
-    """Bytes each way of one client."""
-
-    up: int = 0
-    down: int = 0
-
-
-class Asked:
-    """Clients behind a pipe, as an app; who is lost, and how many bytes went each way."""
-
-    def __init__(self, plan: Plan, count: int, size: int, lost: float) -> None:
-        self.plan = plan
-        self.pipe, other = multiprocessing.Pipe()
-        arguments = (other, plan.model_dump(), count, size)
-        multiprocessing.get_context("spawn").Process(
-            target=serve, args=arguments, daemon=True
-        ).start()
-        self.roster: dict[str, bytes] = self.pipe.recv()
-        each = round(1 / lost) if lost else count + 2
-        self.gone = {Phase.MASK: range(0, count, each), Phase.UNMASK: range(1, count, each)}
-        self.traffic = [Traffic() for _ in range(count)]
-        self._last: bytes | None = None
-
-    def app(self) -> ClientApp:
-        app = ClientApp()
-
-        @app.query("hello")
-        def hello(message: Message, context: Context) -> Message:
-            said = wire.Hello(
-                client=f"site-{context.node_config['partition-id']}",
-                base=self.plan.base.fingerprint,
-                protocol=PROTOCOL_VERSION,
-            )
-            content = {wire.REPLY: ConfigRecord(wire.to_record(said))}
-            return Message(RecordDict(content), reply_to=message)
-
-        for phase in Phase:
-            app.train(phase.value)(lambda m, c, phase=phase: self._answer(phase, m, c))
-        return app
-
-    def _answer(self, phase: Phase, message: Message, context: Context) -> Message:
-        number, content = int(context.node_config["partition-id"]), message.content
-        if number in self.gone.get(phase, ()):
-            raise ConnectionError("gone")
-        told = wire.from_record(wire.Instruction, dict(content.config_records[wire.INSTRUCTION]))
-        array = content.array_records[wire.SECAGG]["message"]
-        again, self._last = array.data is self._last, array.data
-        request = None if again else array.numpy().tobytes()
-        self.pipe.send((phase, number, request, told))
-        reply: bytes = self.pipe.recv()
-        text = content.config_records.get(wire.LOG, {}).get("text", "")
-        self.traffic[number].down += len(array.data) + len(str(text))
-        self.traffic[number].up += len(reply)
-        masked = ArrayRecord({"masked": Array(np.frombuffer(reply, np.uint8))})
-        answer = RecordDict({wire.MASKED: masked})
-        if phase in (Phase.ADVERTISE, Phase.UNMASK):
-            known = wire.LogText(text=Told(size=0, open=[]).encode())
-            answer[wire.LOG] = ConfigRecord(wire.to_record(known))
-        return Message(answer, reply_to=message)
-
-
 def audited(run: Path, pipe: Connection) -> None:
     """An auditor's process: (verdict of the round, CPU seconds, peak bytes)."""
     report = audit(Folder(run), Trust())
@@ -345,40 +151,24 @@ def summed(
     manifest, key = manifest_of(coordinates), Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes_raw()
     witness = Witness(VerifierKey(name=LOG, type=KeyType.ED25519, public=public))
-    named = {
-        "log": witness.log.encode(),
-        "witnesses": [witness.verifier.encode()],
-        "witness_quorum": 1,
-    }
-    kept = {"retention_days": 30 if with_audit else 0}
-    plan = plan_of(count, lost, manifest, kept | (named if by == "log" else {}))
-    size = 10 * (coordinates // 10) + 2
-    asked, clock = Asked(plan, count, size, lost), VirtualClock()
-    grid = InProcessGrid(asked.app(), count, clock=clock, deadline_s=SOON_S)
+    trust: dict[str, Any] = {"retention_days": 30 if with_audit else 0}
+    if by == "log":
+        trust |= {"log": witness.log.encode(), "witnesses": [witness.verifier.encode()]}
+        trust["witness_quorum"] = 1
+    plan = plan_of(count, lost, manifest, trust)
+    asked = Asked(plan, count, 10 * (coordinates // 10) + 2, lost)
     with tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder) / "run")
-        start = time.process_time()
-        run_rounds(
-            plan=plan,
-            manifest=manifest,
-            grid=grid,
-            store=store,
-            clock=clock,
-            roster_keys=asked.roster,
-            log_key=key if by == "log" else None,
-            witnesses=[witness],
-        )
-        seconds = time.process_time() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        own = key if by == "log" else None
+        figures = coordinated(asked, store, manifest, log_key=own, witnesses=[witness])
         record = store.record(1)
         words = np.frombuffer((store.folder / "rounds/0001/sums/0.sum").read_bytes(), "<u2")
         store.close()
-        figures = audit_of(store.folder) if with_audit else {}
+        if with_audit:
+            figures |= audit_of(store.folder)
     alive = [client_id(asked.roster[name]) for name in record["used"]]
-    asked.pipe.send(("total", 0, alive, None))
-    assert (words == asked.pipe.recv()).all(), "the sum is another"
-    asked.pipe.send(None)
-    clients_seconds, clients_peak = asked.pipe.recv()
+    assert (words == asked.total(alive)).all(), "the sum is another"
+    seconds, peak = asked.ended()
     traffic = max(asked.traffic, key=lambda each: each.up)  # of one that was there to the end
     return {
         "clients": count,
@@ -386,14 +176,32 @@ def summed(
         "coordinates": coordinates,
         "in_sum": len(record["used"]),
         "lost": len(record["lost"]),
-        "coordinator_cpu_s": round(seconds, 2),
-        "coordinator_peak_bytes": peak,
-        "client_cpu_s": round(clients_seconds / count, 4),
-        "clients_peak_bytes": clients_peak,
+        **figures,
+        "client_cpu_s": round(seconds / count, 4),
+        "clients_peak_bytes": peak,
         "up_bytes": traffic.up,
         "up_beyond_vector_bytes": traffic.up - words.nbytes,
         "down_bytes": traffic.down,
-    } | figures
+    }
+
+
+def coordinated(asked: Asked, store: RunStore, manifest: Manifest, **trust: Any) -> dict[str, Any]:
+    """The run of ``asked``'s plan; what it took this process."""
+    clock, count = VirtualClock(), len(asked.roster)
+    start = time.process_time()
+    run_rounds(
+        plan=asked.plan,
+        manifest=manifest,
+        grid=InProcessGrid(asked.app(), count, clock=clock, deadline_s=SOON_S),
+        store=store,
+        clock=clock,
+        roster_keys=asked.roster,
+        **trust,
+    )
+    return {
+        "coordinator_cpu_s": round(time.process_time() - start, 2),
+        "coordinator_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
@@ -420,37 +228,21 @@ def main() -> None:
     parser.add_argument("--by", choices=("signatures", "log"), default="log")
     parser.add_argument("--audit", action="store_true")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    counts, rows = arguments.clients, []
-    if len(counts) == 1:
-        rows.append(
-            summed(
-                counts[0],
-                arguments.coordinates,
-                arguments.lost,
-                arguments.by,
-                with_audit=arguments.audit,
-            )
-        )
+    asked = parser.parse_args()
+    common = (asked.coordinates, asked.lost, asked.by)
+    if len(asked.clients) == 1:
+        rows = [summed(asked.clients[0], *common, with_audit=asked.audit)]
     else:  # a process each: a peak is of one round
-        rest = (
-            "--coordinates",
-            arguments.coordinates,
-            "--lost",
-            arguments.lost,
-            "--by",
-            arguments.by,
-            "--json",
-            *(["--audit"] if arguments.audit else []),
-        )
-        for count in counts:
-            command = [sys.executable, __file__, "--clients", count, *rest]
-            output = subprocess.run(
-                [str(part) for part in command], check=True, stdout=subprocess.PIPE
-            ).stdout
+        names = ("--coordinates", "--lost", "--by")
+        rest = [str(part) for pair in zip(names, common, strict=True) for part in pair]
+        rest += ["--json", *(["--audit"] if asked.audit else [])]
+        rows = []
+        for count in asked.clients:
+            command = [sys.executable, __file__, "--clients", str(count), *rest]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             rows += json.loads(output)["sums"]
     figures = {"sums": rows, "grown": ratios(rows)}
-    print(json.dumps(figures, indent=None if arguments.json else 1))
+    print(json.dumps(figures, indent=None if asked.json else 1))
 
 
 if __name__ == "__main__":

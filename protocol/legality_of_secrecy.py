@@ -55,15 +55,7 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
             "of two groups nobody can tell which one is wrong",
             "at least 3, or 1",
         )
-    if plan.largest_sum > most_in_sum(plan):
-        yield _too_many(plan)
-    elif plan.largest_sum > COMPLETE_UP_TO and plan.privacy.mechanism == "distributed":
-        yield (
-            "error",
-            "cohort.size",
-            f"noise is reckoned for sums of at most {COMPLETE_UP_TO} clients, in which nobody can be apart",
-            f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
-        )
+    yield from _sizes(plan)
     yield from _room(plan)
     if plan.secrecy.keys == "x25519":
         yield (
@@ -79,6 +71,18 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
 def most_in_sum(plan: Plan) -> int:
     """Clients of one sum. (P-6.3)"""
     return MOST_LOGGED if plan.witnessed and Keys(plan.secrecy.keys) is Keys.X25519 else MOST_SIGNED
+
+
+def _sizes(plan: Plan) -> Iterator[Said]:
+    if plan.largest_sum > most_in_sum(plan):
+        yield _too_many(plan)
+    elif plan.largest_sum > COMPLETE_UP_TO and plan.privacy.mechanism == "distributed":
+        yield (
+            "error",
+            "cohort.size",
+            f"noise is reckoned for sums of at most {COMPLETE_UP_TO} clients, in which nobody can be apart",
+            f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
+        )
 
 
 def _too_many(plan: Plan) -> Said:

@@ -7,7 +7,7 @@ same cohort again under the next sequence number, and the sum, being exact, is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -278,24 +278,9 @@ class SecretAttempt(SecretOutcome):
 
     def _phase(self, phase: Phase, prepare: Prepare, receive: Receive) -> None:
         """Send each its message, hand what comes back to ``receive``; note why others are missing."""
-        common = RecordDict({wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction()))})
-        if phase is Phase.MASK:
-            common.update(self._adapters())
-        addressees: dict[str, tuple[SecretSum, bytes]] = {}
         # All that is fixed for the phase is fixed before anybody is asked; a message is made in its turn.
         prepared = [(each, each.guarded(partial(prepare, each)) or {}) for each in self._sums]
-
-        def contents() -> Iterator[Content]:
-            last, data = b"", Array(np.zeros(0, np.uint8))
-            for secret, messages in prepared:
-                for client, message in messages.items():
-                    name = secret.names[client]
-                    if message is not last:  # most phases have one for all: a cohort's is long
-                        last, data = message, Array(np.frombuffer(message, np.uint8))
-                    addressees[name] = secret, client
-                    record = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
-                    record.update(self._clients_log.beside(phase, secret, client))
-                    yield name, record
+        addressees: dict[str, tuple[SecretSum, bytes]] = {}
 
         def take(name: str, reply: Message) -> None:
             secret, client = addressees[name]
@@ -309,7 +294,7 @@ class SecretAttempt(SecretOutcome):
         late = ask(
             self._setting.grid,
             self._setting.clock,
-            contents(),
+            self._contents(phase, prepared, addressees),
             nodes=self._roster.nodes,
             kind=f"{wire.TRAIN}.{phase}",
             group=str(self._number),
@@ -321,6 +306,26 @@ class SecretAttempt(SecretOutcome):
         )
         for name in late:
             self._note(phase, name, Reason.LATE, "answered after the deadline")
+
+    def _contents(
+        self,
+        phase: Phase,
+        prepared: Sequence[tuple[SecretSum, Messages]],
+        addressees: dict[str, tuple[SecretSum, bytes]],
+    ) -> Iterator[Content]:
+        """The phase's requests by name; ``addressees`` gets whose each is."""
+        common = RecordDict({wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction()))})
+        if phase is Phase.MASK:
+            common.update(self._adapters())
+        last, data = b"", Array(np.zeros(0, np.uint8))
+        for secret, messages in prepared:
+            for client, message in messages.items():
+                if message is not last:  # most phases have one for all: a cohort's is long
+                    last, data = message, Array(np.frombuffer(message, np.uint8))
+                content = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
+                content.update(self._clients_log.beside(phase, secret, client))
+                addressees[secret.names[client]] = secret, client
+                yield secret.names[client], content
 
     def _received(
         self, phase: Phase, name: str, reply: Message, receive: Callable[[bytes], None]

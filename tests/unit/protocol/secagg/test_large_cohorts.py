@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from dataclasses import replace
-from math import exp, lgamma, log, log2
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.sessions import MOST_SESSION
-from protocol.documents import json_as
 from protocol.errors import ProofError, SecrecyError
-from protocol.exchange import Phase
-from protocol.legality_of_secrecy import MOST_LOGGED, MOST_SIGNED
 from protocol.secagg import client
 from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import (
@@ -32,27 +26,17 @@ from protocol.secagg.graph import (
     threshold,
 )
 from protocol.secagg.messages import (
-    Advert,
     advert_bytes,
     decode_advert,
     decode_cohort,
-    decode_ids,
     decode_round,
     encode_ids,
-    encode_members,
-    encode_round,
     encode_signatures,
-    split_senders,
 )
-from protocol.secagg.messages import Cohort as MessageOfAll
 from protocol.secagg.openings import alive_digest
 from protocol.secagg.primitives import client_id, sign
-from protocol.secagg.session import Session
 from protocol.secagg.transcript import Transcript
 from protocol.secagg.verification import verify_transcript
-from protocol.secagg.witnessed import encode_by_log
-from protocol.transparency.lists import Lists
-from protocol.transparency.sum_leaves import alive_leaf
 from tests.unit.protocol.secagg.conftest import TERMS, Cohort
 
 SIZE = 130
@@ -111,42 +95,6 @@ def test_the_sum_is_exact_in_the_hybrid_form() -> None:
     assert len(transcript.boxes) > 2 * CHOSEN_HOLDERS  # of two lost members, either way
     with pytest.raises(ProofError, match=r"boxes|missing"):
         repeated(transcript.model_copy(update={"boxes": transcript.boxes[1:]}), cohort)
-
-
-@pytest.mark.slow
-def test_a_sum_of_more_than_may_sign_is_exact_and_anybody_repeats_it() -> None:
-    """By its place in a log, which is :mod:`tests.unit.protocol.secagg.test_witnessed`'s."""
-    lost = {"share": (3,), "mask": tuple(range(20, 60)), "unmask": tuple(range(100, 140))}
-    cohort = Cohort(MOST_SIGNED + 1, count=40, minimum=3, lost=lost)
-    cohort.policy = cohort.policy.model_copy(update={"log_policy": "its own tests have one"})
-    cohort.advertise()
-    place = 30_000
-    rounds = cohort.share(cohort.attempt.close_adverts(cohort.ids, alive_index=place))
-    vectors: dict[bytes, bytes] = {}
-    receive = cohort.attempt.receive_masked
-
-    def keeping(one: bytes, message: bytes) -> None:
-        receive(one, message)
-        vectors[one] = message[: cohort.packed_bytes]
-
-    cohort.attempt.receive_masked = keeping  # type: ignore[method-assign,assignment]
-    alive = decode_ids(cohort.mask(rounds), "alive")
-    cohort.attempt.agreed_by_log()
-    for one in cohort.here("unmask", alive):
-        state = cohort.states[one]
-        assert isinstance(state, client.Masked)
-        client.check_alive(state, alive, cohort.policy)
-        reply = client.reveal(client.Agreed(before=state, alive=alive))
-        cohort.attempt.receive_unmask(one, reply)
-    words = cohort.attempt.unmask()
-    assert (words == cohort.total.astype(np.uint16)).all()
-    transcript = cohort.attempt.transcript()
-    again = verify_transcript(
-        transcript, cohort.roster, vectors.__getitem__, minimum=3, alive_at=place
-    )
-    assert (again == words).all()
-    with pytest.raises(ProofError, match="not at the place"):
-        verify_transcript(transcript, cohort.roster, vectors.__getitem__, minimum=3)
 
 
 def test_a_transcript_with_another_choice_is_refused(kept: Kept) -> None:
@@ -314,114 +262,3 @@ def test_everybody_is_drawn_as_often() -> None:
     expected = 1000 * CHOSEN_HOLDERS / 199
     chi = sum((times[one] - expected) ** 2 / expected for one in ids if one != ids[3])
     assert chi < 300  # 198 degrees of freedom, drawn without return: 119 on average
-
-
-def binomial_tail(draws: int, share: float, least: int) -> float:
-    """Probability of ``least`` or more of so many."""
-    return sum(
-        exp(choose(draws, at) + at * log(share) + (draws - at) * log(1 - share))
-        for at in range(least, draws + 1)
-    )
-
-
-def choose(total: int, part: int) -> float:
-    """Logarithm of the binomial coefficient."""
-    return lgamma(total + 1) - lgamma(part + 1) - lgamma(total - part + 1)
-
-
-@pytest.mark.parametrize("clients", [129, 500, 1000, 2000, 5000, MOST_LOGGED])
-def test_with_a_fifth_corrupt_no_sum_is_of_fewer_than_half_of_the_honest(clients: int) -> None:
-    """What ADR 0088 claims of the rule's numbers.
-
-    A part of s honest clients can be summed alone only where each has a threshold of its holders inside it or
-    among the corrupt; over all parts of up to half of the honest that happens with less than 2^-40. And no
-    client among all draws a threshold of corrupt holders.
-    """
-    corrupt, needed = 0.2, threshold(CHOSEN_HOLDERS)
-    honest = int(clients * (1 - corrupt))
-    parts = 0.0
-    for size in range(1, honest // 2 + 1):
-        inside = min(0.999, (size - 1) / (clients - 1) + corrupt)
-        tail = binomial_tail(CHOSEN_HOLDERS, inside, needed)
-        if tail:
-            parts += exp(choose(honest, size) + size * log(tail))
-    assert log2(parts) < -50  # it grows with the number of clients: 2^-57 of 129, 2^-51 of 10,000
-    assert log2(clients * binomial_tail(CHOSEN_HOLDERS, corrupt, needed)) < -50
-
-
-def test_messages_of_the_largest_sum_are_read() -> None:
-    """Of 10,000 clients: nothing that one of them sends grows, what it is sent does by 16 and by 216 bytes."""
-    ids = sorted(client_id(number.to_bytes(2, "big")) for number in range(MOST_LOGGED))
-    adverts = tuple(
-        Advert(
-            sid=bytes(32),
-            seq=1,
-            client=one,
-            channel_key=bytes(32),
-            mask_key=bytes(32),
-            commitment=bytes(32),
-            signature=bytes(64),
-        )
-        for one in ids
-    )
-    k = degree(MOST_LOGGED)
-    cohort = MessageOfAll(
-        degree=k, threshold=threshold(k), alive_index=7, graph_seed=bytes(32), adverts=adverts
-    )
-    to_share = cohort.encode()
-    assert len(to_share) < 2.2e6
-    assert decode_cohort(to_share).ids == tuple(ids)
-    with refused("cohort.malformed"):
-        decode_cohort(to_share[:-216])
-    boxes = dict.fromkeys(ids[:CHOSEN_HOLDERS], bytes(92))
-    to_mask = encode_round(encode_members(ids), boxes, adverts[:CHOSEN_HOLDERS])
-    assert len(to_mask) < 190_000
-    members, rest = decode_round(to_mask)
-    assert members == tuple(ids)
-    assert split_senders(rest, Keys.X25519)[0] == adverts[:CHOSEN_HOLDERS]
-    with refused("round.malformed"):
-        decode_round(to_mask[: 2 + 16 * MOST_LOGGED - 1])
-    with refused("round.order"):
-        decode_round(encode_members([*ids[:-1], ids[0]]))
-    opening = encode_by_log(b"proof", ids, complete=False)
-    assert len(opening) == 4 + 5 + 16 * MOST_LOGGED
-    listed = [one.hex() for one in ids]
-    files: dict[str, bytes] = {}
-
-    def keep(data: bytes) -> str:
-        files[digest := hashlib.sha256(data).hexdigest()] = data
-        return digest
-
-    leaf = alive_leaf(seq=1, group=0, rid=bytes(32), alive=ids, signatures={}, keep=keep)
-    assert isinstance(leaf.clients, str)
-    assert Lists(files.__getitem__).whole(leaf).ids == listed
-
-
-def test_a_session_in_the_largest_sum_is_kept() -> None:
-    """What a client keeps between two messages: it can be read back, and is a megabyte."""
-    ids = tuple(sorted(client_id(number.to_bytes(2, "big")) for number in range(MOST_LOGGED)))
-    near = ids[: 2 * CHOSEN_HOLDERS]
-    masked = client.Masked(
-        client=ids[0],
-        clients=ids,
-        members=ids,
-        threshold=54,
-        alive_index=7,
-        rid=bytes(32),
-        held=dict.fromkeys(near, (2**254, 2**254)),
-        holders=near,
-    )
-    session = Session(
-        plan="0" * 64,
-        run=bytes(16),
-        sid=bytes(32),
-        seq=1,
-        phase=Phase.AGREE,
-        seen={},
-        asked=bytes(32),
-        reply=bytes(64),
-        agreed=client.Agreed(before=masked, alive=ids),
-    )
-    text = session.model_dump_json()
-    assert len(text) < 1.5e6 < MOST_SESSION
-    assert json_as(Session, text, most=MOST_SESSION, digits=80) == session
