@@ -361,8 +361,8 @@ def _boxes(run: Run, number: int, leaves: SumLeaves) -> list[PairBox]:
         raise _bad(f"{path} is not the file of `reveal`")
     try:
         return parse_boxes(data)
-    except (ValueError, TypeError, RecursionError):
-        raise _bad(f"{path} holds no boxes") from None
+    except ProofError as error:
+        raise _bad(f"{path}: {error.cause}") from None
 
 
 def _odd_term(mine: Mapping[str, object], given: Mapping[str, object]) -> str:

@@ -63,11 +63,14 @@ def boxes_path(number: int, group: int) -> str:
 
 
 def parse_boxes(data: bytes) -> list[PairBox]:
-    """The boxes in such a file. Raises ValueError for anything else."""
-    listed = parse_canonical(data, most=MOST_BOXES_BYTES, values=MOST_BOXES_VALUES)
-    if not isinstance(listed, list):
-        raise ValueError("no list")
-    return [PairBox.model_validate(entry) for entry in listed]
+    """The boxes in such a file. Raises ProofError for anything else."""
+    try:
+        listed = parse_canonical(data, most=MOST_BOXES_BYTES, values=MOST_BOXES_VALUES)
+        if not isinstance(listed, list):
+            raise ValueError
+        return [PairBox.model_validate(entry) for entry in listed]
+    except ValueError:  # a ValidationError is one
+        raise _bad("it holds no boxes") from None
 
 
 def vector_path(number: int, group: int, client: str) -> str:

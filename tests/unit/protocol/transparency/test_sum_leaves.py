@@ -78,7 +78,7 @@ def test_the_boxes_of_the_largest_sum_can_be_read() -> None:
 
 @pytest.mark.parametrize("data", [b"{}", b"[{}]", b"[ ]", b"[1]", b"null", b"[" * 1000])
 def test_what_is_no_list_of_boxes_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r".+"):
+    with pytest.raises(ProofError, match="no boxes"):
         parse_boxes(data)
 
 
