@@ -114,8 +114,9 @@ def _batches(contents: Iterable[Content]) -> Iterator[list[Content]]:
     batch: list[Content] = []
     sizes: dict[int, int] = {}
     for client, content in contents:
+        if not batch or content is not batch[-1][1]:
+            sizes |= _sizes(content)
         batch.append((client, content))
-        sizes |= _sizes(content)
         del content
         if len(batch) == BATCH or sum(sizes.values()) > BATCH_BYTES:
             yield batch
