@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
-from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from protocol.encoding import seed_from
+from protocol.errors import FedgeError
 from protocol.exchange import Phase
 from protocol.secagg.session import ORDER
 from protocol.wire import INSTRUCTION, SECAGG
@@ -35,6 +35,31 @@ from simulations.faults import Fault, Faults
 SERVER_NODE = 1
 FIRST_NODE = 1000
 Config = dict[str, UserConfigValue]
+App = Callable[[Message, Context], Message]  # a ClientApp, or what calls one elsewhere
+
+
+def identify(run_id: int) -> None:
+    """Give this process the identity that messages need to be made in it."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, SERVER_NODE
+
+
+def number_message(message: Message, name: str) -> None:
+    """Name a message, so that a reply can say which it answers."""
+    message.metadata.__dict__["_message_id"] = name
+
+
+def answer(app: App, message: Message, context: Context) -> Message:
+    """The reply of ``app``; an exception becomes an error, as in Flower's own nodes.
+
+    A FedgeError is raised: it is no client's, whose refusals are replies, but of what runs them.
+    """
+    try:
+        return app(message, context)
+    except FedgeError:
+        raise
+    except Exception as error:
+        code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
+        return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 def server_context(run_config: Config, *, run_id: int = 1) -> Context:
@@ -55,7 +80,7 @@ class InProcessGrid(Grid):
     """``clients`` nodes that run ``app``.
 
     Args:
-        app: the ClientApp.
+        app: the ClientApp, or what runs one elsewhere; it may change the state of the Context.
         clients: number of nodes; node ids are 1000, 1001, …
         run_config: the run's configuration, given to every client.
         data_path: the value of node_config["data-path"] for a partition; absent without it.
@@ -68,7 +93,7 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
+        app: App,
         clients: int,
         *,
         run_config: Config | None = None,
@@ -94,7 +119,7 @@ class InProcessGrid(Grid):
     def set_run(self, run: Run) -> None:
         """Set the run; Message() needs a process-wide identity of the task it is made in."""
         self._run = run
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, SERVER_NODE
+        identify(run.run_id)
 
     @property
     def run(self) -> Run:
@@ -124,7 +149,7 @@ class InProcessGrid(Grid):
         for message in messages:
             self._count += 1
             name = f"m{self._count}"
-            message.metadata.__dict__["_message_id"] = name
+            number_message(message, name)
             ready = self._ready_at(message, now)
             self._pending[name] = _Pending(message, ready, now + self._deadline_s)
             ids.append(name)
@@ -223,11 +248,7 @@ class InProcessGrid(Grid):
                 Error(code=ErrorCode.NODE_UNAVAILABLE, reason=f"no node {node}"), reply_to=message
             )
         context = self._context(node)
-        try:
-            reply = self._app(message, context)
-        except Exception as error:
-            code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
-            reply = Message(Error(code=code, reason=reason), reply_to=message)
+        reply = answer(self._app, message, context)
         if len(context.state):
             self._states[node] = context.state
         else:
@@ -236,7 +257,7 @@ class InProcessGrid(Grid):
 
     def _numbered(self, reply: Message) -> Message:
         self._count += 1
-        reply.metadata.__dict__["_message_id"] = f"m{self._count}"
+        number_message(reply, f"m{self._count}")
         return reply
 
     def _context(self, node: int) -> Context:
