@@ -1,4 +1,4 @@
-"""Clients on a Ray cluster: an app for the in-process grid whose work is done by actors. (docs/adr/0094)
+"""Clients on a Ray cluster: an app for the in-process grid whose work is done by actors. (docs/adr/0095)
 
 The grid, the coordinator, deadlines and faults are those of a run in one process; each of the grid's threads
 waits for one actor. An actor that is lost, with its node or alone, is replaced where the cluster has room,
