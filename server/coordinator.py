@@ -30,6 +30,7 @@ from server.clock import Clock
 from server.counted import warnings_of
 from server.history import append_events, catch_up, events_of
 from server.log import open_log
+from server.owing import Owing
 from server.peft_folder import write_peft_folder
 from server.publishing import (
     Published,
@@ -99,6 +100,7 @@ def run_rounds(
         random=os.urandom,
         adverts={},
         told={},
+        owing=Owing(),
     )
     return _Run(setting, beginning).to_the_end()
 

@@ -123,8 +123,7 @@ class Sum:
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
             bodies += body
-        most = -(-self.documents.plan["cohort"]["size"] // self.documents.groups)
-        assert len(self.adverts) <= most
+        assert len(self.adverts) <= self.documents.most
         k = len(self.adverts) - 1 if len(self.adverts) <= 128 else 80
         t = 2 * k // 3 + 1
         root = named_hash("u1", bodies)
@@ -227,7 +226,7 @@ class Sum:
         assert [leaf["client"] for leaf in self.leaves["vector"]] == alive["clients"]
         assert set(self.alive) <= set(self.members)
         assert len(self.alive) >= self.documents.least
-        assert len(self.alive) <= -(-self.documents.plan["cohort"]["size"] // self.documents.groups)
+        assert len(self.alive) <= self.documents.most
         statement = self.rid + bytes.fromhex(sha256(b"".join(self.alive)))
         for client, signature in alive["signatures"].items():
             one = bytes.fromhex(client)
