@@ -191,7 +191,7 @@ class RecordCheck:
             self._check_groups(name, record.get("groups"), self._robust)
 
     def _check_spare(self, name: str, record: Mapping[str, Any]) -> None:
-        """No more were asked than the plan says; who was not waited for, only where enough were there. (P-4.5)"""
+        """No more were asked than the plan says, nobody left out before enough had answered. (P-4.5)"""
         plan, used = self._run.plan, record["used"]
         if self._before is None or plan.privacy.mechanism == "central":
             return

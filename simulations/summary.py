@@ -136,7 +136,7 @@ class Summary(Section):
     audit: str
     rounds_verified: int
     dropped: int
-    unawaited: int
+    unawaited: int  # of those dropped: nobody waited for them
     failures: int | None
     clipped_share: float | None
     base: str

@@ -231,6 +231,11 @@ def _secrecy() -> Iterator[Mix]:
             {"secrecy": {"groups": 20}, "cohort": {"size": 2000, "quorum": 1600}},
         ),
         (
+            "secret sums that close without a third of their clients",
+            "cohort.spare",
+            {"cohort": {"size": 10, "spare": 5}},
+        ),
+        (
             "two groups",
             "secrecy.groups",
             {"secrecy": {"groups": 2}, "cohort": {"size": 20, "quorum": 16}},
