@@ -1,9 +1,9 @@
 """What waiting for slow clients costs: time to an accuracy, with clients to spare beside without.
 
-    python benchmarks/waiting.py [--seeds 0] [--spare 3] [--out runs/waiting] [--json]
+    python benchmarks/waiting.py [--seeds 0] [--spare 4] [--out runs/waiting] [--json]
 
-`benchmarks/waiting.toml`: thirty devices, a third of them ten times as slow, secret sums of nine. One run
-waits for all nine that it asks, the other asks as many more as `--spare` says and closes with nine. Seconds are
+`benchmarks/waiting.toml`: thirty devices, a third of them ten times as slow, secret sums of eleven. One run
+waits for all eleven that it asks, the other asks as many more as `--spare` says and closes with eleven. Seconds are
 those of the runs' virtual clock (a device trains for a minute, or for ten), so they are the same on every
 machine. Of each seed: the rounds' seconds, and when either run has reached the accuracy that both reach. A finished run is
 not run again. About two minutes a seed on one core.
@@ -75,7 +75,7 @@ def compared(seed: int, spare: int, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--spare", type=int, default=3)
+    parser.add_argument("--spare", type=int, default=4)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "waiting")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

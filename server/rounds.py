@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -116,6 +117,11 @@ def close(
     return kind(
         expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
     )
+
+
+def missing(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of those whom a round's record dropped the ones that it had waited for."""
+    return [entry for entry in record["dropped"] if entry["reason"] != Reason.UNAWAITED]
 
 
 def draw_cohort(

@@ -319,6 +319,11 @@ def _privacy() -> Iterator[Mix]:
             "cohort.quorum",
             PLAIN | {"privacy": CENTRAL},
         ),
+        (
+            "the coordinator's noise, clients to spare",
+            "cohort.spare",
+            PLAIN | {"privacy": CENTRAL, "cohort": one | {"spare": 2}},
+        ),
     ]
     for words, refused, sections in rows:
         yield Mix(words=words, refused=refused, sections=sections)
