@@ -101,7 +101,7 @@ class Cohort(Section):
 
     def awaited(self, asked: int, of: int) -> int:
         """How many of ``asked`` clients, a group of the ``of`` that a round asks, it waits for. (P-4.5)"""
-        return -(-asked * min(of, self.size) // of) if of else 0
+        return -(-asked * min(of, self.size) // of) if self.spare and of else asked
 
     def takes(self, client: str) -> bool:
         """Whether a client of this name may take part. (P-4.1)"""

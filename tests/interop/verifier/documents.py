@@ -163,18 +163,6 @@ class Documents:
         """The least number of clients in a sum."""
         return int(self.plan["cohort"]["quorum"] // self.groups)
 
-    @property
-    def spare(self) -> int:
-        """Clients that are asked beyond those that are waited for; a plan without says nothing. (P-1.2)"""
-        spare = int(self.plan["cohort"].get("spare", 0))
-        assert ("spare" in self.plan["cohort"]) == (spare > 0)
-        return spare
-
-    @property
-    def most(self) -> int:
-        """The largest number of clients in a sum. (P-6.7)"""
-        return -(-(int(self.plan["cohort"]["size"]) + self.spare) // self.groups)
-
 
 def read_documents(run: Path, first: Leaf) -> Documents:
     """Plan and manifest are those of leaf 0."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Vector, Words, real
+from .basics import Vector, Words, largest_sum, real
 from .documents import Documents
 from .ring import blocks, padded, turned_back
 
@@ -52,7 +52,7 @@ class Noise:
             clip=privacy["clip"],
             z=privacy["noise_multiplier"],
             honest=documents.least - privacy["corrupt"],
-            summands=documents.most,
+            summands=largest_sum(documents.plan),
         )
 
     def _bound(self, grid: float) -> float:
