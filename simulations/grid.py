@@ -224,7 +224,7 @@ class InProcessGrid(Grid):
         return max(ready, now + self._deadline_s) if late else ready  # too late by a hair
 
     def _queue(self, name: str) -> list[str]:
-        """What the node of this message has not worked off, in order; where it never trains the message alone."""
+        """What this message's node has not worked off, in order; the message alone where it never trains."""
         queue = self._queues.get(self._pending[name].message.metadata.dst_node_id, [])
         return queue if name in queue else [name]
 

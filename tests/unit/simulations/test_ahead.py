@@ -13,7 +13,7 @@ from client.leaving import check_leaving
 from simulations.ahead import Ahead
 from simulations.clock import VirtualClock
 from simulations.grid import InProcessGrid
-from tests.unit.simulations.test_grid import TRAIN, push
+from tests.unit.simulations.test_grid import push
 
 
 class Crowd:

@@ -185,11 +185,12 @@ def test_a_round_that_is_over_does_not_keep_its_adapter_alive() -> None:
     assert held() is None
 
 
-def test_a_slow_client_answers_later_and_the_next_message_after_it() -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_slow_client_answers_later_and_the_next_message_after_it(jobs: int) -> None:
     """A node does one thing at a time, in order, whether anybody comes for it or not."""
     clock = VirtualClock()
     speeds = Speeds(training_s=1.0, slowness=10.0, slow=frozenset({client_name(1)}))
-    grid, ran = grid_of(2, clock=clock, deadline_s=100.0, speeds=speeds)
+    grid, ran = grid_of(2, clock=clock, deadline_s=100.0, speeds=speeds, jobs=jobs)
     first = push(grid)
     assert list(grid.pull_messages(first)) == []
     clock.sleep(0.1)
