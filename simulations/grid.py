@@ -157,7 +157,7 @@ class InProcessGrid(Grid):
 
     def _ready_by(self, now: float, names: Iterable[str], waiting: list[_Pending]) -> list[str]:
         """The first that can answer by now, as many as may run; before them those for ``waiting``."""
-        ready = []
+        ready: list[str] = []
         for name in names:
             pending = self._pending.get(name)
             if pending is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from audit.log_copy import Trust
@@ -15,12 +16,14 @@ from audit.sources import Folder
 from audit.verify import audit
 from client.ledger import FileLedger
 from protocol.exchange import Phase
+from protocol.transparency.note import KeyType, VerifierKey
 from server.store import RunStore
 from simulations.clients import client_name
 from simulations.faults import Speeds
 from simulations.grid import InProcessGrid
 from tests.adversaries.forger import Forger
 from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.test_order import Local
 
 TWELVE: dict[str, Any] = {"size": 9, "spare": 3, "quorum": 9, "deadline_s": 500.0}
 SIX: dict[str, Any] = {"size": 4, "spare": 2, "quorum": 3, "deadline_s": 500.0}
@@ -155,6 +158,28 @@ def test_a_secret_sum_waits_for_as_many_as_open_it(tmp_path: Path) -> None:
     assert record["seconds"] == pytest.approx(SLOWNESS, abs=0.5)
     assert len(record["used"]) == 9
     verify_counted_once(record)
+
+
+def test_under_witnesses_the_log_has_who_was_waited_for(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    log = VerifierKey(name="log.example/run", type=KeyType.ED25519, public=public)
+    witness = Local(tmp_path / "witness", log)
+    audit_table = {"log": log.encode(), "witnesses": [witness.key.encode()], "witness_quorum": 1}
+    run = make_run(
+        tmp_path / "run",
+        count=12,
+        rounds=2,
+        cohort=TWELVE,
+        speeds=speeds(*SLOW),
+        audit=audit_table,
+        log_key=key,
+        witnesses=[witness],
+    )
+    first, second = records(run)
+    assert reasons(first) == dict.fromkeys(named(SLOW), "unawaited")
+    assert (len(first["used"]), len(second["used"])) == (9, 9)
+    assert not audit(Folder(run), Trust()).failed
 
 
 def test_every_group_closes_by_its_own_count(tmp_path: Path) -> None:
