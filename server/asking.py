@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,6 +12,15 @@ from server.clock import Clock
 from server.roster import POLL_S, push
 
 Take = Callable[[str, Message], None]
+Enough = Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """Who answered too late; and whose answers, by client, nobody waited for: their messages."""
+
+    late: frozenset[str] = frozenset()
+    unawaited: Mapping[str, str]
 
 
 def ask(
@@ -30,11 +40,22 @@ def ask(
 
 
 def gather(
-    grid: Grid, clock: Clock, asked: dict[str, str], *, deadline: float, take: Take
-) -> frozenset[str]:
-    """Give every reply that comes by ``deadline`` to ``take``; returns who answered too late."""
+    grid: Grid,
+    clock: Clock,
+    asked: dict[str, str],
+    *,
+    deadline: float,
+    take: Take,
+    enough: Enough = lambda: False,
+) -> Missing:
+    """Give every reply that comes by ``deadline``, and until it is ``enough``, to ``take``.
+
+    Replies that come together are all taken: a client that has answered is not turned away.
+    """
     waiting, late = dict(asked), set()
     while waiting and clock.now() < deadline:
+        if enough():
+            return Missing(unawaited={client: name for name, client in waiting.items()})
         replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
             client = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -50,4 +71,4 @@ def gather(
         for reply in grid.pull_messages(list(waiting)):
             if answered := waiting.get(reply.metadata.reply_to_message_id):
                 late.add(answered)
-    return frozenset(late)
+    return Missing(late=frozenset(late), unawaited={})

@@ -7,7 +7,7 @@ disk before it is counted. Memory does not grow with the cohort.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
 from server.asking import ask, gather
 from server.budget import entry_for, exhausted
+from server.owing import Debt
 from server.publishing import Published
 from server.roster import DETAIL, Roster
 from server.rounds import (
@@ -97,9 +98,12 @@ class Attempt:
         return opened
 
     def _draw(self, names: list[str]) -> tuple[str, ...]:
+        setting = self._setting
+        busy = setting.owing.busy(setting.grid, self._roster.nodes, setting.clock.now())
+        idle = [name for name in names if name not in busy]
         return draw_cohort(
-            names,
-            size=self._plan.cohort.size,
+            idle if len(idle) >= self._plan.cohort.quorum else names,
+            size=self._plan.cohort.asked,
             seed=self._plan.seed,
             round_number=self._turn,
             attempt=self._attempt,
@@ -155,7 +159,9 @@ class Attempt:
                 self._drop(
                     client, Reason.NO_REPLY, self._roster.kept_out.get(client, "not connected")
                 )
-        waiting = self._collecting.waiting
+        awaited = self._plan.cohort.awaited(expected := len(self._collecting.expected), expected)
+        waiting = self._collecting.waiting if len(self._collecting.used) < awaited else ()
+        unasked = frozenset(self._collecting.waiting) - {*waiting}
         content = self._content()
         asked, unsent = ask(
             self._setting.grid,
@@ -166,14 +172,24 @@ class Attempt:
         )
         for client in unsent:
             self._drop(client, Reason.NO_REPLY, "the request could not be sent")
-        late = gather(
+        deadline = self._begun + self._plan.cohort.deadline_s
+        missing = gather(
             self._setting.grid,
             self._setting.clock,
             asked,
-            deadline=self._begun + self._plan.cohort.deadline_s,
+            deadline=deadline,
             take=self._take,
+            enough=lambda: len(self._collecting.used) >= awaited,
         )
-        return close(self._collecting, late=late)
+        self._owe(missing.unawaited, deadline)
+        return close(
+            self._collecting, late=missing.late, unawaited=unasked | missing.unawaited.keys()
+        )
+
+    def _owe(self, unawaited: Mapping[str, str], until: float) -> None:
+        for client, message in unawaited.items():
+            debt = Debt(self._roster.nodes[client], message, until)
+            self._setting.owing.add(client, debt)
 
     def _content(self) -> RecordDict:
         instruction = ConfigRecord(wire.to_record(self.instruction()))

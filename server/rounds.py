@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from protocol.encoding import seed_from
 from protocol.secagg.primitives import RandomBytes
 
 NO_SUM = "no sum"  # how the reason of a client begins that only the others' absence stopped
+ENOUGH = "enough others had answered"
 TOLD, TOLD_LETTERS = 5, 120  # names, and letters of each reason, in one line for the operator
 
 
@@ -27,6 +30,7 @@ class Reason(StrEnum):
     INVALID = "invalid"  # it sent something that must not enter the sum
     NO_REPLY = "no-reply"  # the deadline came first
     LATE = "late"  # it answered after the deadline
+    UNAWAITED = "unawaited"  # enough others had answered: over-selection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +99,17 @@ def drop(state: Collecting, client: str, reason: Reason, detail: str) -> Collect
     return replace(state, dropped=tuple(ordered))
 
 
-def close(state: Collecting, *, late: frozenset[str] = frozenset()) -> Complete | Failed:
-    """The attempt ends: whoever still is waited for has not replied, or was late."""
+def close(
+    state: Collecting,
+    *,
+    late: AbstractSet[str] = frozenset(),
+    unawaited: AbstractSet[str] = frozenset(),
+) -> Complete | Failed:
+    """The attempt ends: whoever still is waited for has not replied, was late, or is not needed."""
     for client in state.waiting:
-        if client in late:
+        if client in unawaited:
+            state = drop(state, client, Reason.UNAWAITED, ENOUGH)
+        elif client in late:
             state = drop(state, client, Reason.LATE, "answered after the deadline")
         else:
             state = drop(state, client, Reason.NO_REPLY, "no answer by the deadline")
@@ -106,6 +117,11 @@ def close(state: Collecting, *, late: frozenset[str] = frozenset()) -> Complete 
     return kind(
         expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
     )
+
+
+def missing(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of those whom a round's record dropped the ones that it had waited for."""
+    return [entry for entry in record["dropped"] if entry["reason"] != Reason.UNAWAITED]
 
 
 def draw_cohort(

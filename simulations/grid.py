@@ -30,7 +30,7 @@ from protocol.wire import INSTRUCTION, SECAGG
 from simulations.ahead import Ahead
 from simulations.clients import client_name
 from simulations.clock import VirtualClock
-from simulations.faults import Fault, Faults
+from simulations.faults import Fault, Faults, Speeds
 
 SERVER_NODE = 1
 FIRST_NODE = 1000
@@ -69,11 +69,12 @@ def server_context(run_config: Config, *, run_id: int = 1) -> Context:
 
 @dataclass(slots=True)
 class _Pending:
-    """A message without its reply; ``ready`` is virtual seconds, None = never."""
+    """A message whose reply nobody has taken; ``ready`` is virtual seconds, None = never."""
 
     message: Message
     ready: float | None
     deadline: float
+    reply: Message | None = None
 
 
 class InProcessGrid(Grid):
@@ -86,6 +87,7 @@ class InProcessGrid(Grid):
         data_path: the value of node_config["data-path"] for a partition; absent without it.
         own: more of a partition's node_config.
         faults: who does not answer, or late; questions (``query``) are always answered.
+        speeds: how long each trains; whatever else it is asked meanwhile waits, as at a SuperNode.
         clock: shared with the ServerApp.
         deadline_s: the round's deadline: a straggler answers at one and a half times that.
         jobs: clients that run at a time.
@@ -100,6 +102,7 @@ class InProcessGrid(Grid):
         data_path: Callable[[int], str] | None = None,
         own: Callable[[int], Config] | None = None,
         faults: Faults | None = None,
+        speeds: Speeds | None = None,
         clock: VirtualClock | None = None,
         deadline_s: float = 600.0,
         run_id: int = 1,
@@ -108,7 +111,9 @@ class InProcessGrid(Grid):
         self._ahead: Ahead[Message] = Ahead(jobs)
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
         self._data_path, self._own = data_path, own
-        self._faults = faults or Faults()
+        self._faults, self._speeds = faults or Faults(), speeds or Speeds()
+        self._free_at: dict[int, float] = {}  # by node that has begun to train
+        self._queues: dict[int, list[str]] = {}  # of each, the messages it has not worked off
         self._clock = clock or VirtualClock()
         self._deadline_s = deadline_s
         self._pending: dict[str, _Pending] = {}
@@ -152,6 +157,9 @@ class InProcessGrid(Grid):
             number_message(message, name)
             ready = self._ready_at(message, now)
             self._pending[name] = _Pending(message, ready, now + self._deadline_s)
+            node = message.metadata.dst_node_id
+            if node in self._free_at and INSTRUCTION in message.content:
+                self._queues.setdefault(node, []).append(name)
             ids.append(name)
         return ids
 
@@ -163,11 +171,10 @@ class InProcessGrid(Grid):
         now = self._clock.now()
         waiting: list[_Pending] = []
         if ready := self._ready_by(now, message_ids, waiting):
-            reply = self._ahead.first(
-                ready, lambda name: self._execute(self._pending[name].message)
-            )
+            self._work_off(ready[0])
+            reply = self._pending[ready[0]].reply or self._replied(ready)
             del self._pending[ready[0]]
-            return [self._numbered(reply)]
+            return [reply]
         events = {p.deadline for p in waiting} | {p.ready for p in waiting if p.ready is not None}
         if future := [event for event in events if event > now]:
             self._clock.idle_until(min(future))
@@ -175,7 +182,7 @@ class InProcessGrid(Grid):
 
     def _ready_by(self, now: float, names: Iterable[str], waiting: list[_Pending]) -> list[str]:
         """The first that can answer by now, as many as may run; before them those for ``waiting``."""
-        ready = []
+        ready: list[str] = []
         for name in names:
             pending = self._pending.get(name)
             if pending is None:
@@ -183,6 +190,8 @@ class InProcessGrid(Grid):
             if pending.ready is None or pending.ready > now:
                 waiting.append(pending)
                 continue
+            if ready and self._queue(name)[:1] != [name]:
+                continue  # what its node was asked before is worked off when it is the first
             ready.append(name)
             if len(ready) == self._ahead.most:
                 break
@@ -223,17 +232,40 @@ class InProcessGrid(Grid):
             return now
         instruction = content[INSTRUCTION]
         partition = message.metadata.dst_node_id - FIRST_NODE
+        client, node = client_name(partition), message.metadata.dst_node_id
         fault = self._faults.of(
             round_number=int(instruction["round"]),
             attempt=int(instruction["attempt"]),
-            client=client_name(partition),
+            client=client,
         )
         phase = Phase(message.metadata.message_type.rsplit(".", 1)[-1])
         leaves = self._leaves_at(partition, phase, secret=SECAGG in content)
         if fault is Fault.DROPOUT and ORDER.index(phase) >= leaves:
             return None
+        ready = max(now, self._free_at.get(node, now))
+        if phase is Phase.MASK and (seconds := self._speeds.seconds(client)):
+            ready = self._free_at[node] = ready + seconds
         late = fault is Fault.STRAGGLER and phase is Phase.MASK
-        return now + self._deadline_s if late else now  # too late by a hair
+        return max(ready, now + self._deadline_s) if late else ready  # too late by a hair
+
+    def _queue(self, name: str) -> list[str]:
+        """What this message's node has not worked off, in order; the message alone where it never trains."""
+        queue = self._queues.get(self._pending[name].message.metadata.dst_node_id, [])
+        return queue if name in queue else [name]
+
+    def _work_off(self, until: str) -> None:
+        """What a node was asked before ``until`` it has done before, whether anybody takes it or not."""
+        queue = self._queue(until)
+        while (name := queue.pop(0)) != until:
+            pending = self._pending.get(name)
+            if pending is not None and pending.ready is not None:
+                pending.reply = self._replied([name])
+
+    def _replied(self, ready: list[str]) -> Message:
+        """The first one's reply; the others are begun."""
+        return self._numbered(
+            self._ahead.first(ready, lambda name: self._execute(self._pending[name].message))
+        )
 
     def _leaves_at(self, partition: int, phase: Phase, *, secret: bool) -> int:
         """The place in ORDER of the phase before which a client drops out."""

@@ -38,7 +38,7 @@ from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
-from simulations.faults import Faults
+from simulations.faults import Faults, Speeds, slow_clients
 from simulations.files import SUMMARY, path_text, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.forgetting import measure_forgetting
@@ -154,7 +154,7 @@ def run_federated(
     plan, clock = prepared.plan, VirtualClock()
     watcher = _Watcher(prepared, evaluator, timings, progress)
     watcher.catch_up()
-    faults = prepared.experiment.faults
+    faults, clients = prepared.experiment.faults, prepared.experiment.population.clients
     config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
     if jobs > 1 or ray:
         config["threads"] = 1
@@ -173,11 +173,18 @@ def run_federated(
     with _runner(jobs, ray, Reruns(prepared.out, progress)) as (app, at_a_time):
         grid = InProcessGrid(
             app,
-            prepared.experiment.population.clients,
+            clients,
             run_config=config,
             data_path=lambda partition: str(prepared.client_file(partition)),
             own=own,
             faults=Faults(seed=plan.seed, dropout=faults.dropout, straggler=faults.straggler),
+            speeds=Speeds(
+                training_s=faults.training_s,
+                slowness=faults.slowness,
+                slow=slow_clients(
+                    map(client_name, range(clients)), share=faults.slow, seed=plan.seed
+                ),
+            ),
             clock=clock,
             deadline_s=plan.cohort.deadline_s,
             jobs=at_a_time,

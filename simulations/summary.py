@@ -139,6 +139,7 @@ class Summary(Section):
     audit: str
     rounds_verified: int
     dropped: int
+    unawaited: int  # of those dropped: nobody waited for them
     failures: int | None
     clipped_share: float | None
     base: str
@@ -306,6 +307,9 @@ def _absences(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counters = [record for record in records if record.get("failures") is not None]
     return {
         "dropped": sum(len(record["dropped"]) for record in records),
+        "unawaited": sum(
+            drop["reason"] == "unawaited" for record in records for drop in record["dropped"]
+        ),
         "failures": sum(record["failures"] for record in counters) if counters else None,
         "clipped_share": _clipped(counters),
     }

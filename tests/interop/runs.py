@@ -25,6 +25,8 @@ from protocol.tensor_file import decode_tensors
 from protocol.transparency.leaf_codec import sha256
 from server.releasing import log_release
 from server.store import RunStore
+from simulations.clients import client_name
+from simulations.faults import Speeds
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import ONE_ROW, Sites, go_on, make_run, small_plan
@@ -69,6 +71,12 @@ def an_attempt_fails(number: int, attempt: int, phase: Phase, site: int) -> bool
     return first or (number == 3 and phase is Phase.UNMASK and site < 6)
 
 
+OVER_SELECTED = "more than are waited for"
+TWELVE: dict[str, Any] = {
+    "count": 12,
+    "cohort": EIGHT | {"size": 9, "quorum": 8, "spare": 3},
+    "speeds": Speeds(training_s=1.0, slowness=10.0, slow=frozenset(map(client_name, (3, 4, 9)))),
+}
 KINDS: dict[str, dict[str, Any]] = {
     "alternating with losses": LOSSY | {"rounds": 3, "rule": {"name": "alternating"}},
     "chacha20, 20 bits, fedyogi": LOSSY
@@ -96,6 +104,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
     "a large cohort and a void round": LARGE | {"lost": many_are_lost, "rounds": 2},
+    OVER_SELECTED: TWELVE | {"rounds": 3},
+    "more than are waited for, in groups": TWELVE
+    | {
+        "count": 15,
+        "cohort": EIGHT | {"size": 12, "quorum": 9, "spare": 3},
+        "secrecy": {"groups": 3, "keys": "x25519+ml-kem-768"},
+    },
+    "more than are waited for, and noise": TWELVE | {"privacy": NOISE, "rule": {"name": "first"}},
     "groups with losses": GROUPS | {"lost": two_are_lost},
     "groups, hybrid, 24 bits": GROUPS
     | {

@@ -25,7 +25,7 @@ from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tree import Tree
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.interop import verifier
-from tests.interop.runs import CONTINUED, FOUR, KINDS, WITHDRAWN, made
+from tests.interop.runs import CONTINUED, FOUR, KINDS, OVER_SELECTED, WITHDRAWN, made
 from tests.interop.verifier.run import verify_run
 from tests.tiers import some_by_default
 from tests.unit.audit.runs import make_run
@@ -42,6 +42,7 @@ FAULTS = (
 DEFAULT = {
     "hybrid keys with losses",
     "groups with losses",
+    OVER_SELECTED,
 }  # the others are for `make test-attacks`
 VOID = {"a failed attempt and a void round": {3}, "a large cohort and a void round": {1}}
 MUTATED = {  # kinds of runs and the kinds of leaves that are changed there

@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Vector, Words, canonical, check_signature, derived, named_hash, sha256
+from .basics import (
+    Vector,
+    Words,
+    canonical,
+    check_signature,
+    derived,
+    largest_sum,
+    named_hash,
+    sha256,
+)
 from .documents import Documents, Roster
 from .log import Leaf, leaf_hash, tree_root
 from .masks import HYBRID, PRIME, Lost, checked_box, mask, unpack, word_type
@@ -123,8 +132,7 @@ class Sum:
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
             bodies += body
-        most = -(-self.documents.plan["cohort"]["size"] // self.documents.groups)
-        assert len(self.adverts) <= most
+        assert len(self.adverts) <= largest_sum(self.documents.plan)
         k = len(self.adverts) - 1 if len(self.adverts) <= 128 else 80
         t = 2 * k // 3 + 1
         root = named_hash("u1", bodies)
@@ -227,7 +235,7 @@ class Sum:
         assert [leaf["client"] for leaf in self.leaves["vector"]] == alive["clients"]
         assert set(self.alive) <= set(self.members)
         assert len(self.alive) >= self.documents.least
-        assert len(self.alive) <= -(-self.documents.plan["cohort"]["size"] // self.documents.groups)
+        assert len(self.alive) <= largest_sum(self.documents.plan)
         statement = self.rid + bytes.fromhex(sha256(b"".join(self.alive)))
         for client, signature in alive["signatures"].items():
             one = bytes.fromhex(client)

@@ -90,3 +90,34 @@ def test_keys_that_fall_later_are_noted(tiny_base: Path, keys: str, noted: bool)
     plan = plan_of(read_manifest(tiny_base), secrecy={"keys": keys})
     found = [finding for finding in check(plan) if finding.field == "secrecy.keys"]
     assert [finding.severity for finding in found] == ["note"] * noted
+
+
+@pytest.mark.parametrize("size", [3, 6, 9, 20, 100, 400])
+def test_a_plan_may_spare_as_many_as_a_sum_opens_without(tiny_base: Path, size: int) -> None:
+    """And what is proposed in the place of more is the most that may be spared."""
+    manifest = read_manifest(tiny_base)
+
+    def said(spare: int) -> dict[str, str]:
+        plan = plan_of(manifest, cohort={"size": size, "quorum": size, "spare": spare})
+        found = [f for f in check(plan, manifest) if f.field == "cohort.spare"]
+        return {finding.severity: finding.remedy for finding in found}
+
+    most = max(spare for spare in range(size) if spare <= most_lost(size + spare))
+    assert "error" not in said(most)
+    assert ("warning" in said(most)) == (0 < most == most_lost(size + most))
+    assert said(size)["error"] == (
+        f"spare = {most} at most" if most else "leave it out, or ask more clients"
+    )
+
+
+def test_the_groups_of_a_plan_spare_their_parts(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+
+    def refused(spare: int) -> bool:
+        cohort = {"size": 30, "quorum": 24, "spare": spare}
+        plan = plan_of(manifest, cohort=cohort, secrecy={"groups": 3})
+        return any(
+            (f.severity, f.field) == ("error", "cohort.spare") for f in check(plan, manifest)
+        )
+
+    assert [refused(spare) for spare in (3, 9, 15, 30)] == [False, False, True, True]
