@@ -14,6 +14,7 @@ from protocol.legality_of_secrecy import most_lost
 from protocol.manifest import Manifest
 from protocol.transparency.leaf_codec import MOST_BYTES, encode_statement
 from protocol.transparency.leaves import Abort, AskedSum
+from tests.unit.audit.runs import small_plan
 from tests.unit.protocol.test_legality import plan_of
 
 
@@ -121,3 +122,23 @@ def test_the_groups_of_a_plan_spare_their_parts(tiny_base: Path) -> None:
         )
 
     assert [refused(spare) for spare in (3, 9, 15, 30)] == [False, False, True, True]
+
+
+def test_what_clients_to_spare_cost_in_the_accounts_is_said() -> None:
+    """Epsilon and noise stay those of the quorum; the ring alone may become wider."""
+
+    def said(spare: int) -> tuple[list[str], list[str]]:
+        plan, manifest = small_plan(
+            cohort={"size": 80, "quorum": 80, "spare": spare},
+            privacy={"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0},
+            rule={"name": "first"},
+        )
+        found = check(plan, manifest)
+        spent = [f.cause.rpartition(";")[2] for f in found if f.field == "privacy.noise_multiplier"]
+        return spent, [f.cause for f in found if "is not waited for" in f.cause]
+
+    assert said(0)[0] == said(20)[0]
+    assert said(0)[1] == []
+    (cost,) = said(20)[1]
+    assert "spends nothing of its budget" in cost
+    assert "the ring has" in cost
