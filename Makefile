@@ -13,7 +13,7 @@ export PYTHONUNBUFFERED = 1
 # Tests start hundreds of processes: without bytecode each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-chat devices test test-slow test-laws test-bases test-attacks test-machines check bench clean
+.PHONY: demo demo-chat devices test test-slow test-laws test-bases test-attacks test-machines test-cluster check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -85,6 +85,11 @@ test-attacks: $(VENV)/dev.stamp
 # Whole consortiums as processes, with clusters, kills, a slow link and a sleeper, and the walkthrough's commands.
 test-machines: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_consortium.py tests/integration/test_clusters.py tests/integration/test_walkthrough.py
+
+# Clients on a Ray cluster of two nodes on this machine, of which an actor and a node are killed.
+test-cluster: $(VENV)/dev.stamp
+	$(PIP) -e '.[dev,ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_ray.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 
 from audit.budget import LEDGER
 from audit.published import REMEDY, Run, adapter_path, record_path
-from audit.records import same
+from audit.records import UNAWAITED, same
 from audit.report import Findings
 from audit.sources import MissingError
 from audit.tiles import check_tiles
@@ -98,6 +98,9 @@ def _meant(run: Run) -> dict[str, Any]:
             "epsilon": privacy.get("epsilon"),
             "delta": privacy.get("delta"),
             "dropped": sum(len(record["dropped"]) for record in records),
+            "unawaited": sum(
+                drop["reason"] == UNAWAITED for record in records for drop in record["dropped"]
+            ),
         }
         for field, key in (
             ("upload_bytes_per_client_round", "bytes_up_per_client"),

@@ -47,6 +47,7 @@ SAID = (  # by a coordinator, of every round
     "ended_at",
     "privacy",
 )
+UNAWAITED = "unawaited"  # why somebody was dropped: enough others had answered
 SAID_OF_SUMS = ("lost", "liars", "groups")
 CLOSE = 1e-6  # of what libraries compute: epsilon, norms and distances
 
@@ -183,10 +184,30 @@ class RecordCheck:
             raise _bad(f"{name} does not say who was asked, used and dropped") from None
         if not fits or not set(self._advertised()) <= set(expected):
             raise _bad(f"{name}: who was used and dropped are not those who were asked")
+        self._check_spare(name, record)
         if unnamed := [client for client in expected if not self._run.plan.cohort.takes(client)]:
             raise _bad(f"{name}: {unnamed[0]} was asked, whom `cohort.clients` does not name")
         if self._is_secret and self._robust is not None:
             self._check_groups(name, record.get("groups"), self._robust)
+
+    def _check_spare(self, name: str, record: Mapping[str, Any]) -> None:
+        """No more were asked than the plan says, nobody left out before enough had answered. (P-4.5)"""
+        plan, used = self._run.plan, record["used"]
+        if self._before is None or plan.privacy.mechanism == "central":
+            return
+        if len(record["expected"]) > plan.cohort.asked:
+            raise _bad(
+                f"{name}: {len(record['expected'])} were asked, the plan asks {plan.cohort.asked}"
+            )
+        unawaited = sum(entry.get("reason") == UNAWAITED for entry in record["dropped"])
+        whole = not self._leaf.void and not any(
+            abort.leaf.seq == self._leaf.seq for abort in self._round.aborts
+        )
+        if unawaited and (not plan.cohort.spare or (whole and len(used) < plan.cohort.size)):
+            raise _bad(
+                f"{name}: {unawaited} clients were not waited for, with {len(used)} updates: the plan waits "
+                f"for {plan.cohort.size} and asks {plan.cohort.spare} more"
+            )
 
     def _advertised(self) -> list[str]:
         """Names of those whose adverts are in the round's sums."""

@@ -148,7 +148,7 @@ def forecast(
         trained_parameters_by_phase=phases,
         download_bytes_per_client_round=down,
         upload_bytes_per_client_round=uploads,
-        run_bytes_total=round(plan.rounds * plan.cohort.size * (down + mean_upload)),
+        run_bytes_total=round(plan.rounds * plan.cohort.asked * (down + mean_upload)),
         client_memory_bytes_estimate=_client_bytes(recipe, tokens_per_row),
         coordinator_memory_bytes_estimate=4 * FLOAT * layout.size + 16 * layout.size,
         base_bytes_once=base_bytes,

@@ -12,6 +12,7 @@ from operations.supervisor import LOCK, Process, processes_of
 from protocol.documents import parse_json
 from protocol.errors import MachineError
 from server.control import Control, NodeState
+from server.rounds import missing
 from storage.locks import is_held
 from storage.regular import read_regular
 from storage.whole import write_whole
@@ -159,7 +160,7 @@ def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
         state=state,
         cause=str((outcome or {}).get("cause", "")),
         replies=sum(len(r["used"]) for r in records),
-        drops=sum(len(r["dropped"]) for r in records),
+        drops=sum(len(missing(r)) for r in records),
         failed_attempts=len(list((folder / "rounds").glob("[0-9]*.attempt*.json"))),
         void_rounds=sum(1 for r in records if r.get("void")),
         failures=sum(failed) if (failed := _counted(records, "failures")) else None,

@@ -12,6 +12,7 @@ from protocol.documents import parse_json
 from protocol.errors import MachineError, PlanError
 from protocol.plan_sections import Cohort
 from server.control import Control
+from server.rounds import missing
 from storage.regular import read_regular
 
 MOST_NAMED = 8
@@ -119,9 +120,9 @@ def missed_in(folder: Path, number: int) -> str:
 
 
 def missed(record: dict[str, Any]) -> str:
-    """The clients that a round's record dropped, each with why."""
+    """The clients that a round had waited for and dropped, each with why."""
     try:
-        return listed([f"{d['client']} ({d['detail'] or d['reason']})" for d in record["dropped"]])
+        return listed([f"{d['client']} ({d['detail'] or d['reason']})" for d in missing(record)])
     except (KeyError, TypeError):
         return ""
 

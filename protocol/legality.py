@@ -138,11 +138,21 @@ def _rule(plan: Plan, rule: AggregationRule) -> Iterator[Finding]:
 def _cohort(plan: Plan) -> Iterator[Finding]:
     if plan.cohort.quorum == 1:
         yield _warning("cohort.quorum", "one update alone may become the model", "raise the quorum")
-    if 0 < len(plan.cohort.clients) < plan.cohort.size:
+    if 0 < len(plan.cohort.clients) < plan.cohort.asked:
+        most = len(plan.cohort.clients)
         yield _warning(
-            "cohort.size",
-            f"no round has {plan.cohort.size} clients: `cohort.clients` names {len(plan.cohort.clients)}",
-            f"size = {len(plan.cohort.clients)}, or name more",
+            "cohort.spare" if most >= plan.cohort.size else "cohort.size",
+            f"no round has {plan.cohort.asked} clients: `cohort.clients` names {most}",
+            f"size = {min(plan.cohort.size, most)}"
+            + (f" with spare = {max(0, most - plan.cohort.size)}" if plan.cohort.spare else "")
+            + ", or name more",
+        )
+    if plan.cohort.spare:
+        yield _note(
+            "cohort.spare",
+            f"a round asks {plan.cohort.asked} clients and closes with the first {plan.cohort.size}: data of "
+            "slower ones count less in the model",
+            "spare = 0 waits for everybody",
         )
     yield from (_warning(*row) for row in said_of_steps(plan))
 

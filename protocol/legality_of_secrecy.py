@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from math import exp, lgamma
+from operator import gt
 
 from protocol.plan import Plan
 from protocol.plan_sections import Secrecy
@@ -65,6 +66,7 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
             'keys = "x25519+ml-kem-768" withstands that',
         )
     yield from _losses(plan)
+    yield from _spare(plan)
     yield from _failures(plan)
 
 
@@ -81,14 +83,14 @@ def _sizes(plan: Plan) -> Iterator[Said]:
             "error",
             "cohort.size",
             f"noise is reckoned for sums of at most {COMPLETE_UP_TO} clients, in which nobody can be apart",
-            f"secrecy.groups = {max(3, -(-plan.cohort.size // COMPLETE_UP_TO))} makes small enough sums",
+            f"secrecy.groups = {max(3, -(-plan.cohort.asked // COMPLETE_UP_TO))} makes small enough sums",
         )
 
 
 def _too_many(plan: Plan) -> Said:
     most = most_in_sum(plan)
     cause = f"a sum of more than {most} clients"
-    remedy = f"secrecy.groups = {max(3, -(-plan.cohort.size // most))} makes small enough sums"
+    remedy = f"secrecy.groups = {max(3, -(-plan.cohort.asked // most))} makes small enough sums"
     if plan.largest_sum > MOST_LOGGED:
         cause += ": nobody has measured whether it ends"
     elif not plan.witnessed:
@@ -108,7 +110,7 @@ def _too_many(plan: Plan) -> Said:
 
 def _failures(plan: Plan) -> Iterator[Said]:
     """Of an attempt that fails once its alive sets are logged all leaves stand in the log's tail. (P-8.10)"""
-    each = TAIL_BYTES[Keys(plan.secrecy.keys)] * plan.cohort.size
+    each = TAIL_BYTES[Keys(plan.secrecy.keys)] * plan.cohort.asked
     failures = MOST_CHARACTERS // each
     if plan.witnessed and plan.cohort.attempts - 1 > failures:
         yield (
@@ -123,20 +125,54 @@ def _failures(plan: Plan) -> Iterator[Said]:
 def _losses(plan: Plan) -> Iterator[Said]:
     """Whether sums over as few clients as the quorum asks for open at all. (P-6.8)"""
     size, k = plan.largest_sum, degree(plan.largest_sum)
-    spare = most_lost(size)
-    if size - plan.least_sum <= spare:
+    most = most_lost(size)
+    if size - plan.least_sum <= most:
         return
     if is_complete(size):
-        cause = f"with {size} clients no sum opens once {spare + 1} {'are' if spare else 'is'} lost"
-        yield "warning", "cohort.quorum", cause, f"below {size - spare} of them it is never enough"
+        cause = f"with {size} clients no sum opens once {most + 1} {'are' if most else 'is'} lost"
+        yield "warning", "cohort.quorum", cause, f"below {size - most} of them it is never enough"
     else:
         yield (
             "warning",
             "cohort.quorum",
             f"each of {size} clients needs {threshold(k)} of the {k} holders that it draws: with more than "
-            f"{spare} lost one sum in {1 / SELDOM:.0f} does not open, soon many",
-            f"a quorum of {size - spare} fails such a round at once",
+            f"{most} lost one sum in {1 / SELDOM:.0f} does not open, soon many",
+            f"a quorum of {size - most} fails such a round at once",
         )
+
+
+def _spare(plan: Plan) -> Iterator[Said]:
+    """Whether a sum opens that closes without those to spare: they are lost to it. (P-4.5)"""
+    if not plan.cohort.spare:
+        return
+    lost, most = _unawaited(plan, plan.cohort.spare)
+    if lost > most:
+        fits = bisect_left(
+            range(plan.cohort.spare), True, key=lambda spare: gt(*_unawaited(plan, spare))
+        )
+        yield (
+            "error",
+            "cohort.spare",
+            f"a sum of {plan.largest_sum} clients opens without {most} of them, not without {lost}",
+            f"spare = {fits - 1} at most" if fits > 1 else "leave it out, or ask more clients",
+        )
+    elif lost == most:
+        yield (
+            "warning",
+            "cohort.spare",
+            f"a sum that closes without {lost} of {plan.largest_sum} clients opens only if nobody else is "
+            "lost before it is unmasked: else the round is void",
+            f"spare = {plan.cohort.spare - plan.secrecy.groups} leaves one to lose"
+            if plan.cohort.spare > plan.secrecy.groups
+            else "leave it out, or raise size",
+        )
+
+
+def _unawaited(plan: Plan, spare: int) -> tuple[int, int]:
+    """Of a largest sum: how many it closes without, and how many it may be without."""
+    cohort = plan.cohort.model_copy(update={"spare": spare})
+    members = -(-cohort.asked // plan.secrecy.groups)
+    return members - cohort.awaited(members, cohort.asked), most_lost(members)
 
 
 def most_lost(clients: int) -> int:
@@ -172,7 +208,7 @@ def _room(plan: Plan) -> Iterator[Said]:
     groups = plan.secrecy.groups
     room = (LEAF_ROOM - GROUP_BYTES * groups) // CLIENT_BYTES
     each = INLINE_UP_TO if plan.least_sum <= INLINE_UP_TO else DIGEST_CLIENTS
-    if min(plan.cohort.size, groups * each) > room:
+    if min(plan.cohort.asked, groups * each) > room:
         yield (
             "error",
             "cohort.size",

@@ -116,7 +116,7 @@ class Plan(Section):
     @property
     def largest_sum(self) -> int:
         """Most clients of one sum."""
-        return -(-self.cohort.size // self.secrecy.groups)
+        return -(-self.cohort.asked // self.secrecy.groups)
 
     @property
     def private(self) -> bool:

@@ -56,7 +56,12 @@ class Cohort(Section):
     """Who takes part in a round, and when the round stops waiting."""
 
     size: Annotated[int, Field(gt=0, le=MOST_CLIENTS)] = Field(
-        default=10, description="clients asked per round"
+        default=10, description="clients whose updates a round waits for"
+    )
+    spare: Annotated[int, Field(ge=0, le=MOST_CLIENTS)] = Field(
+        default=0,
+        description="over-selection: clients asked beyond `size`; the round closes with `size` updates, "
+        "whoever is slower is in none of its sums",
     )
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
     deadline_s: Seconds = Field(
@@ -87,7 +92,16 @@ class Cohort(Section):
     @property
     def unsaid(self) -> set[str]:
         """See :class:`protocol.section.Section`."""
-        return set() if self.clients else {"clients"}
+        return {key for key in ("clients", "spare") if not getattr(self, key)}
+
+    @property
+    def asked(self) -> int:
+        """Most clients of a round: those that it waits for, and those to spare."""
+        return self.size + self.spare
+
+    def awaited(self, asked: int, of: int) -> int:
+        """How many of ``asked`` clients, a group of the ``of`` that a round asks, it waits for. (P-4.5)"""
+        return -(-asked * min(of, self.size) // of) if self.spare and of else asked
 
     def takes(self, client: str) -> bool:
         """Whether a client of this name may take part. (P-4.1)"""
@@ -97,7 +111,7 @@ class Cohort(Section):
     @property
     def max_weight(self) -> int:
         """The largest weight of one client: 1 when uniform, else such that no sum can wrap. (P-3.3)"""
-        return 1 if self.weighting == "uniform" else MAX_TOTAL_WEIGHT // self.size
+        return 1 if self.weighting == "uniform" else MAX_TOTAL_WEIGHT // self.asked
 
 
 class Local(Section):

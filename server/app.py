@@ -29,6 +29,7 @@ from protocol.secagg.roster import parse_roster
 from server.clock import Clock, SystemClock
 from server.coordinator import run_rounds
 from server.log import read_log_key
+from server.rounds import missing
 from server.setting import Listener
 from server.store import Record, RunStore
 from server.witnessing import HttpWitness
@@ -118,8 +119,8 @@ class _Narrator:
 
     def on_round(self, record: Record, tensors: Tensors) -> None:
         """One line for a round."""
-        used, dropped = len(record["used"]), len(record["dropped"])
-        log.info("round %d is published: %d used, %d missing", record["round"], used, dropped)
+        used, without = len(record["used"]), len(missing(record))
+        log.info("round %d is published: %d used, %d missing", record["round"], used, without)
 
 
 def _optional_path(context: Context, name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Ask many clients one thing each and take what comes until the deadline. (P-4.5)
+"""Ask many clients one thing each and take what comes until the deadline, or until it is enough. (P-4.5)
 
 Requests are made and sent, and replies fetched, a batch at a time: those of thousands of clients would not
 fit into memory together. What a batch is answered with at once is taken before the next is made.
@@ -7,6 +7,7 @@ fit into memory together. What a batch is answered with at once is taken before 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -17,7 +18,20 @@ from server.roster import POLL_S, push
 BATCH = 64  # requests that are there at once, and replies that are fetched at once
 BATCH_BYTES = 2**25  # of a batch's contents, before its last; what several share counts once
 Take = Callable[[str, Message], None]
+Enough = Callable[[], bool]
 Content = tuple[str, RecordDict]  # of a client's request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """Who answered too late; and whose answers, by client, nobody waited for: their messages.
+
+    ``deadline``: when time would have been up.
+    """
+
+    late: frozenset[str] = frozenset()
+    unawaited: Mapping[str, str]
+    deadline: float
 
 
 def ask(
@@ -32,13 +46,15 @@ def ask(
     take: Take,
     unsent: Callable[[str], None],
     since: float | None = None,
-) -> frozenset[str]:
-    """Send each client its content, give every reply that comes in time to ``take``; who answered too late.
+    enough: Enough = lambda: False,
+) -> Missing:
+    """Send each client its content, give every reply that comes in time, until it is ``enough``, to ``take``.
 
     ``contents`` are made when their turn comes; ``unsent`` is told of a client whose request could not be
-    sent. Time is up ``seconds`` after the last request was sent, or after ``since``.
+    sent. Time is up ``seconds`` after the last request was sent, or after ``since``. Replies that have come
+    when it is enough are all taken: a client that has answered is not turned away.
     """
-    replies = _Replies(grid, clock, take)
+    replies = _Replies(grid, clock, take, enough)
     end = (clock.now() if since is None else since) + seconds
     for batch in _batches(contents):
         asked: dict[str, str] = {}
@@ -49,35 +65,43 @@ def ask(
                 asked[name] = client
         end = (clock.now() if since is None else since) + seconds
         replies.waiting |= asked
-        replies.take_of(list(asked), end)
+        if not enough():
+            replies.take_of(list(asked), end)
     while replies.waiting and clock.now() < end:
+        if enough():
+            unawaited = {client: name for name, client in replies.waiting.items()}
+            return Missing(late=frozenset(replies.late), unawaited=unawaited, deadline=end)
         if not replies.take(end):
             clock.sleep(POLL_S)
     replies.look_once_more()
-    return frozenset(replies.late)
+    return Missing(late=frozenset(replies.late), unawaited={}, deadline=end)
+
+
+def slices(ids: Iterable[str]) -> Iterator[list[str]]:
+    """Ids of requests, as many at a time as replies are fetched."""
+    names = list(ids)
+    return (names[at : at + BATCH] for at in range(0, len(names), BATCH))
 
 
 class _Replies:
     """``waiting``: clients by the id of their request. ``late``: who answered after the deadline."""
 
-    def __init__(self, grid: Grid, clock: Clock, take: Take) -> None:
-        self._grid, self._clock, self._take = grid, clock, take
+    def __init__(self, grid: Grid, clock: Clock, take: Take, enough: Enough) -> None:
+        self._grid, self._clock, self._take, self._enough = grid, clock, take, enough
         self.waiting: dict[str, str] = {}
         self.late: set[str] = set()
 
     def take(self, end: float) -> bool:
         """All that has come by ``end``; whether anything has."""
         before = len(self.waiting)
-        for ids in self._slices():
+        for ids in slices(self.waiting):
             self.take_of(ids, end)
         return len(self.waiting) < before
 
     def take_of(self, ids: Sequence[str], end: float) -> None:
-        """What these few requests were answered with by ``end``."""
+        """What these few requests were answered with by ``end``; once it is enough no more than has come."""
         while (left := [name for name in ids if name in self.waiting]) and self._clock.now() < end:
             replies = list(self._grid.pull_messages(left))
-            if not replies:
-                return
             for reply in replies:
                 client = self.waiting.pop(reply.metadata.reply_to_message_id, None)
                 if client is None:
@@ -86,17 +110,15 @@ class _Replies:
                     self.late.add(client)
                 else:
                     self._take(client, reply)
+            if not replies or self._enough():
+                return
 
     def look_once_more(self) -> None:
         """Who answers now is late, and is not read."""
-        for ids in self._slices():
+        for ids in slices(self.waiting):
             for reply in self._grid.pull_messages(ids):
                 if client := self.waiting.get(reply.metadata.reply_to_message_id):
                     self.late.add(client)
-
-    def _slices(self) -> Iterator[list[str]]:
-        ids = list(self.waiting)
-        return (ids[at : at + BATCH] for at in range(0, len(ids), BATCH))
 
 
 def _sent(

@@ -19,8 +19,9 @@ from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Phase
 from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
-from server.asking import ask
+from server.asking import Missing, ask
 from server.budget import entry_for, exhausted
+from server.owing import Debt
 from server.publishing import Published
 from server.roster import DETAIL, Roster
 from server.rounds import (
@@ -97,9 +98,12 @@ class Attempt:
         return opened
 
     def _draw(self, names: list[str]) -> tuple[str, ...]:
+        setting = self._setting
+        busy = setting.owing.busy(setting.grid, self._roster.nodes, setting.clock.now())
+        idle = [name for name in names if name not in busy]
         return draw_cohort(
-            names,
-            size=self._plan.cohort.size,
+            idle if len(idle) >= self._plan.cohort.quorum else names,
+            size=self._plan.cohort.asked,
             seed=self._plan.seed,
             round_number=self._turn,
             attempt=self._attempt,
@@ -155,11 +159,14 @@ class Attempt:
                 self._drop(
                     client, Reason.NO_REPLY, self._roster.kept_out.get(client, "not connected")
                 )
+        awaited = self._plan.cohort.awaited(expected := len(self._collecting.expected), expected)
+        waiting = self._collecting.waiting if len(self._collecting.used) < awaited else ()
+        unasked = frozenset(self._collecting.waiting) - {*waiting}
         content = self._content()
-        late = ask(
+        missing = ask(
             self._setting.grid,
             self._setting.clock,
-            [(client, content) for client in self._collecting.waiting],
+            [(client, content) for client in waiting],
             nodes=self._roster.nodes,
             kind=f"{wire.TRAIN}.{Phase.MASK}",
             group=str(self._number),
@@ -169,8 +176,17 @@ class Attempt:
             unsent=lambda client: self._drop(
                 client, Reason.NO_REPLY, "the request could not be sent"
             ),
+            enough=lambda: len(self._collecting.used) >= awaited,
         )
-        return close(self._collecting, late=late)
+        self._owe(missing)
+        return close(
+            self._collecting, late=missing.late, unawaited=unasked | missing.unawaited.keys()
+        )
+
+    def _owe(self, missing: Missing) -> None:
+        for client, message in missing.unawaited.items():
+            debt = Debt(self._roster.nodes[client], message, missing.deadline)
+            self._setting.owing.add(client, debt)
 
     def _content(self) -> RecordDict:
         instruction = ConfigRecord(wire.to_record(self.instruction()))

@@ -30,6 +30,7 @@ from server.clock import Clock
 from server.counted import warnings_of
 from server.history import append_events, catch_up, events_of
 from server.log import open_log
+from server.owing import Owing
 from server.peft_folder import write_peft_folder
 from server.publishing import (
     Published,
@@ -39,7 +40,7 @@ from server.publishing import (
     start_leaves,
 )
 from server.roster import Roster, call_roll, without_unnamed
-from server.rounds import NO_SUM, Complete, choose_among, naming
+from server.rounds import NO_SUM, Complete, choose_among, missing, naming
 from server.secret_attempt import SecretAttempt
 from server.setting import Listener, Setting
 from server.starting import Beginning, verify_start
@@ -99,6 +100,7 @@ def run_rounds(
         random=os.urandom,
         adverts={},
         told={},
+        owing=Owing(),
     )
     return _Run(setting, beginning).to_the_end()
 
@@ -343,8 +345,7 @@ def _void_because(record: Record) -> str:
 
 def _why(record: Record) -> str:
     """Who was missing in an attempt, and why; without those whom only the others' absence stopped."""
-    dropped = {
-        one["client"]: str(one["detail"] or one["reason"]) for one in record.get("dropped", [])
-    }
+    entries = missing(record) if record else []
+    dropped = {entry["client"]: str(entry["detail"] or entry["reason"]) for entry in entries}
     own = {name: why for name, why in dropped.items() if not why.startswith(NO_SUM)}
     return naming(own or dropped)

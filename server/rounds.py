@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from protocol.encoding import seed_from
 from protocol.secagg.primitives import RandomBytes
 
 NO_SUM = "no sum"  # how the reason of a client begins that only the others' absence stopped
+ENOUGH = "enough others had answered"
 TOLD, TOLD_LETTERS = 5, 120  # names, and letters of each reason, in one line for the operator
 
 
@@ -28,6 +31,7 @@ class Reason(StrEnum):
     INVALID = "invalid"  # it sent something that must not enter the sum
     NO_REPLY = "no-reply"  # the deadline came first
     LATE = "late"  # it answered after the deadline
+    UNAWAITED = "unawaited"  # enough others had answered: over-selection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,19 +104,32 @@ def drop_all(state: Collecting, dropped: Sequence[Dropped]) -> Collecting:
     return replace(state, dropped=tuple(ordered))
 
 
-def close(state: Collecting, *, late: frozenset[str] = frozenset()) -> Complete | Failed:
-    """The attempt ends: whoever still is waited for has not replied, or was late."""
-    silent = (Reason.NO_REPLY, "no answer by the deadline")
-    behind = (Reason.LATE, "answered after the deadline")
-    left = [(client, *(behind if client in late else silent)) for client in state.waiting]
-    state = drop_all(
-        state,
-        [Dropped(client=client, reason=reason, detail=detail) for client, reason, detail in left],
-    )
+def close(
+    state: Collecting,
+    *,
+    late: AbstractSet[str] = frozenset(),
+    unawaited: AbstractSet[str] = frozenset(),
+) -> Complete | Failed:
+    """The attempt ends: whoever still is waited for has not replied, was late, or is not needed."""
+
+    def dropped(client: str) -> Dropped:
+        reason, detail = Reason.NO_REPLY, "no answer by the deadline"
+        if client in unawaited:
+            reason, detail = Reason.UNAWAITED, ENOUGH
+        elif client in late:
+            reason, detail = Reason.LATE, "answered after the deadline"
+        return Dropped(client=client, reason=reason, detail=detail)
+
+    state = drop_all(state, [dropped(client) for client in state.waiting])
     kind = Complete if len(state.used) >= state.quorum else Failed
     return kind(
         expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
     )
+
+
+def missing(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of those whom a round's record dropped the ones that it had waited for."""
+    return [entry for entry in record["dropped"] if entry["reason"] != Reason.UNAWAITED]
 
 
 def draw_cohort(

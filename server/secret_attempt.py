@@ -34,6 +34,7 @@ from server.publishing import (
 from server.receipts import ClientsLog
 from server.roster import DETAIL
 from server.rounds import (
+    ENOUGH,
     NO_SUM,
     Complete,
     Dropped,
@@ -113,8 +114,8 @@ class SecretAttempt(SecretOutcome):
     def _asked_before(self) -> list[list[list[str]]]:
         return asked_before(self._store, self._number, self._digest)
 
-    def _dealt(self) -> list[list[str]]:
-        """The groups of those who are there: as they were, where an adapter's sum is asked for again."""
+    def _again(self) -> list[list[str]] | None:
+        """The groups of those who are there as they were, where an adapter's sum is asked for again."""
         connected = set(self._collecting.waiting)
         if revealing := self._store.revealing(self._number):
             # Killed after it had asked: of this round clients open the very same sums, or none.
@@ -127,13 +128,7 @@ class SecretAttempt(SecretOutcome):
         for groups in self._asked_before():
             if {name for group in groups for name in group} == {*self._collecting.expected}:
                 return self._as_they_were(groups, connected)
-        return deal_groups(
-            list(self._collecting.waiting),
-            groups=self._plan.secrecy.groups,
-            seed=self._plan.seed,
-            round_number=self._turn,
-            attempt=self._attempt,
-        )
+        return None
 
     def _as_they_were(self, groups: list[list[str]], connected: set[str]) -> list[list[str]]:
         """As many as the plan has: a group of which no sum was asked for stays empty."""
@@ -155,9 +150,23 @@ class SecretAttempt(SecretOutcome):
             suite=Suite(plan.secrecy.suite),
             keys=Keys(plan.secrecy.keys),
         )
+        there = list(self._collecting.waiting)
+        again = self._again()  # of whom nobody may be missing
+        dealt = again or deal_groups(
+            there,
+            groups=plan.secrecy.groups,
+            seed=plan.seed,
+            round_number=self._turn,
+            attempt=self._attempt,
+        )
         return [
-            SecretSum(group, parameters, {client_id(keys[name]): name for name in names})
-            for group, names in enumerate(self._dealt())
+            SecretSum(
+                group,
+                parameters,
+                {client_id(keys[name]): name for name in names},
+                awaited=len(names) if again else plan.cohort.awaited(len(names), len(there)),
+            )
+            for group, names in enumerate(dealt)
         ]
 
     # -- phases -----------------------------------------------------------------------------------
@@ -291,7 +300,7 @@ class SecretAttempt(SecretOutcome):
 
             self._received(phase, name, reply, receive_message)
 
-        late = ask(
+        missing = ask(
             self._setting.grid,
             self._setting.clock,
             self._contents(phase, prepared, addressees),
@@ -303,9 +312,13 @@ class SecretAttempt(SecretOutcome):
             unsent=lambda name: self._note(
                 phase, name, Reason.NO_REPLY, "the request could not be sent"
             ),
+            enough=lambda: phase is Phase.MASK and all(each.has_enough for each in self._sums),
         )
-        for name in late:
+        self._owe(missing)
+        for name in missing.late:
             self._note(phase, name, Reason.LATE, "answered after the deadline")
+        for name in missing.unawaited:
+            self._note(phase, name, Reason.UNAWAITED, ENOUGH)
 
     def _contents(
         self,

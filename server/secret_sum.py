@@ -16,10 +16,20 @@ Messages = Mapping[bytes, bytes]
 
 
 class SecretSum:
-    """The sum of group ``group``. A failure ends this sum; the attempt goes on with the others."""
+    """The sum of group ``group``. A failure ends this sum; the attempt goes on with the others.
 
-    def __init__(self, group: int, parameters: core.Parameters, names: Mapping[bytes, str]) -> None:
-        self.group, self.names = group, dict(names)
+    ``awaited``: how many masked vectors it waits for, where that is fewer than all.
+    """
+
+    def __init__(
+        self,
+        group: int,
+        parameters: core.Parameters,
+        names: Mapping[bytes, str],
+        *,
+        awaited: int,
+    ) -> None:
+        self.group, self.names, self.awaited = group, dict(names), awaited
         self.core = core.Attempt(parameters)
         self.encoding: Exact | Noisy | None = None
         self.failure: RoundError | None = None
@@ -37,6 +47,13 @@ class SecretSum:
     def lost(self) -> dict[str, str]:
         """Who was lost after the attempt began, and in which phase."""
         return {self.names[one]: phase.name.lower() for one, phase in self.core.lost.items()}
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether nobody else's masked vector is waited for: the sum opens over those that are here."""
+        if self.failure is not None:
+            return True
+        return len(self.core.masked) >= self.awaited and self.core.can_open
 
     @property
     def asked(self) -> bool:

@@ -19,6 +19,7 @@ from protocol.step.state import State
 from protocol.transparency.shown import Told
 from server.clock import Clock
 from server.log import RunLog
+from server.owing import Owing
 from server.store import Record, RunStore
 from server.witnessing import Witness
 
@@ -39,8 +40,8 @@ class Listener(Protocol):
 class Setting:
     """The fixed objects of a run; ``plan_digest`` is kept because it costs a hash of the plan.
 
-    Two change: ``adverts`` that came early, by attempt and client, until they are used, and what each client
-    ``told`` of its memory of the log.
+    Three change: ``adverts`` that came early, by attempt and client, until they are used, what each client
+    ``told`` of its memory of the log, and who is ``owing`` an answer to a round that closed without it.
     """
 
     recipe: Recipe
@@ -55,6 +56,7 @@ class Setting:
     random: RandomBytes
     adverts: dict[tuple[int, bytes], bytes]
     told: dict[bytes, Told]
+    owing: Owing
 
     @property
     def secure(self) -> bool:

@@ -39,6 +39,10 @@ def simulate(
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="continue a run")] = False,
     jobs: Jobs = 0,
+    ray: Annotated[
+        str,
+        typer.Option("--ray", help="clients run on this Ray cluster; `local`: one of this machine"),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print the summary as JSON")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="say nothing before the end but warnings")
@@ -54,7 +58,9 @@ def simulate(
     overrides = [*(overrides or []), *going_on]
     if seeds:
         folder, runs = seed_runs(path, overrides, seeds_of(seeds), out, resume=resume)
-        _simulate_seeds(folder, runs, jobs=jobs_of(jobs), as_json=as_json, quiet=quiet)
+        _simulate_seeds(
+            folder, runs, jobs=jobs_of(jobs, ray), ray=ray, as_json=as_json, quiet=quiet
+        )
         return
     loaded = load_experiment(path, overrides)
     folder = out or Path("runs") / loaded.name
@@ -65,7 +71,9 @@ def simulate(
     from simulations.run import simulate as run
 
     with watched(quiet=quiet) as progress, _where(folder):
-        summary = run(loaded, folder, resume=resume, progress=progress, jobs=jobs_of(jobs))
+        summary = run(
+            loaded, folder, resume=resume, progress=progress, jobs=jobs_of(jobs, ray), ray=ray
+        )
     if as_json:
         typer.echo(json.dumps(summary.document(), indent=1))
         return
@@ -75,7 +83,7 @@ def simulate(
 
 
 def _simulate_seeds(
-    folder: Path, runs: list[SeedRun], *, jobs: int, as_json: bool, quiet: bool
+    folder: Path, runs: list[SeedRun], *, jobs: int, ray: str, as_json: bool, quiet: bool
 ) -> None:
     from simulations.alike import verify_alike
     from simulations.bars import watched
@@ -100,6 +108,7 @@ def _simulate_seeds(
                     progress=progress,
                     cache=folder.parent / BASES,
                     jobs=jobs,
+                    ray=ray,
                 )
             except FedgeError as error:  # of this seed; the others are runs of their own
                 progress.warn(f"seed {each.seed}: {error.cause}")

@@ -21,7 +21,15 @@ from protocol.legality import verify_legal
 from protocol.manifest import DOCUMENTS
 from protocol.media import MEDIA
 from protocol.plan import Plan, plan_from, validated
-from protocol.section import MOST_RANK, Fraction, Name, Positive, PositiveReal, Section
+from protocol.section import (
+    MOST_RANK,
+    MOST_SECONDS,
+    Fraction,
+    Name,
+    Positive,
+    PositiveReal,
+    Section,
+)
 from protocol.start import Start
 from protocol.tasks import TASKS
 from protocol.tasks.classification import Classification
@@ -30,6 +38,7 @@ from simulations.experiment_measures import Memorisation, Natural, Samples, Yard
 from simulations.overrides import override_all
 from storage.regular import read_settings_text
 
+MOST_SLOWNESS = 1000.0
 SHARED = "shared:"
 SHARED_VARIABLE = "FEDGE_SHARED"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -126,15 +135,26 @@ class Population(Section):
 
 
 class FaultRates(Section):
-    """Probabilities per client and round."""
+    """Probabilities per client and round; how long clients train, on the run's virtual clock."""
 
     dropout: Fraction = Field(default=0.0, description="a device that is asked leaves the round")
     straggler: Fraction = Field(default=0.0, description="it answers after the deadline")
+    training_s: Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)] = Field(
+        default=0.0, description="virtual seconds that a device trains in a round"
+    )
+    slow: Fraction = Field(
+        default=0.0, description="share of the devices that take longer, the same in every round"
+    )
+    slowness: Annotated[float, Field(ge=1, le=MOST_SLOWNESS, allow_inf_nan=False)] = Field(
+        default=10.0, description="how many times as long they take"
+    )
 
     @model_validator(mode="after")
     def _sum_fits(self) -> FaultRates:
         if self.dropout + self.straggler > 1:
             raise ValueError("dropout + straggler is above 1")
+        if self.slow and not self.training_s:
+            raise ValueError("slow: a share of no time is no time: training_s is 0")
         return self
 
 

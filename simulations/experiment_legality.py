@@ -35,9 +35,10 @@ def _verify_cohort(cohort: Cohort, clients: int, path: Path) -> None:
             f"{client_name(0)} to {client_name(clients - 1)}",
             "correct the name or raise population.clients",
         )
-    if cohort.size > (some := len(cohort.clients) or clients):
+    if cohort.asked > (some := len(cohort.clients) or clients):
+        more = f" and `plan.cohort.spare` {cohort.spare}" if cohort.spare else ""
         raise PlanError(
-            f"{path}: `plan.cohort.size` is {cohort.size}, but there are {some} clients"
+            f"{path}: `plan.cohort.size` is {cohort.size}{more}, but there are {some} clients"
             + (" named in `plan.cohort.clients`" if cohort.clients else ""),
             "lower plan.cohort.size, or "
             + ("name more clients" if cohort.clients else "raise population.clients"),

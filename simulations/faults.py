@@ -1,4 +1,4 @@
-"""Clients that fail: silence and lateness by probability, decided by a hash.
+"""Clients that fail, and clients that are slow: silence, lateness and speeds, decided by a hash.
 
 A fault is a pure function of (seed, round, attempt, client): it does not depend on the order in
 which clients are asked, and a killed run that continues meets the same faults. The attempt is in
@@ -7,6 +7,7 @@ the hash because a round that is tried again is asked anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,3 +44,22 @@ class Faults:
         if draw < self.dropout + self.straggler:
             return Fault.STRAGGLER
         return Fault.NONE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speeds:
+    """How long a client trains in a round, in virtual seconds; ``slow`` ones ``slowness`` times as long."""
+
+    training_s: float = 0.0
+    slowness: float = 1.0
+    slow: frozenset[str] = frozenset()
+
+    def seconds(self, client: str) -> float:
+        """Virtual seconds of ``client``'s training."""
+        return self.training_s * (self.slowness if client in self.slow else 1.0)
+
+
+def slow_clients(names: Iterable[str], *, share: float, seed: int) -> frozenset[str]:
+    """The same ``share`` of ``names`` in every round, to the nearest whole client."""
+    ordered = sorted(names, key=lambda name: (seed_from("slow", seed, name), name))
+    return frozenset(ordered[: round(share * len(ordered))])

@@ -17,24 +17,49 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
-from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from protocol.encoding import seed_from
+from protocol.errors import FedgeError
 from protocol.exchange import Phase
 from protocol.secagg.session import ORDER
 from protocol.wire import INSTRUCTION, SECAGG
 from simulations.ahead import Ahead
 from simulations.clients import client_name
 from simulations.clock import VirtualClock
-from simulations.faults import Fault, Faults
+from simulations.faults import Fault, Faults, Speeds
 
 SERVER_NODE = 1
 FIRST_NODE = 1000
 Config = dict[str, UserConfigValue]
+App = Callable[[Message, Context], Message]  # a ClientApp, or what calls one elsewhere
+
+
+def identify(run_id: int) -> None:
+    """Give this process the identity that messages need to be made in it."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 1, SERVER_NODE
+
+
+def number_message(message: Message, name: str) -> None:
+    """Name a message, so that a reply can say which it answers."""
+    message.metadata.__dict__["_message_id"] = name
+
+
+def answer(app: App, message: Message, context: Context) -> Message:
+    """The reply of ``app``; an exception becomes an error, as in Flower's own nodes.
+
+    A FedgeError is raised: it is no client's, whose refusals are replies, but of what runs them.
+    """
+    try:
+        return app(message, context)
+    except FedgeError:
+        raise
+    except Exception as error:
+        code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
+        return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 def server_context(run_config: Config, *, run_id: int = 1) -> Context:
@@ -44,23 +69,25 @@ def server_context(run_config: Config, *, run_id: int = 1) -> Context:
 
 @dataclass(slots=True)
 class _Pending:
-    """A message without its reply; ``ready`` is virtual seconds; what nobody answers is not kept."""
+    """A message whose reply nobody has taken; ``ready`` is virtual seconds. None = never: it is not kept."""
 
     message: Message | None
     ready: float | None
     deadline: float
+    reply: Message | None = None
 
 
 class InProcessGrid(Grid):
     """``clients`` nodes that run ``app``.
 
     Args:
-        app: the ClientApp.
+        app: the ClientApp, or what runs one elsewhere; it may change the state of the Context.
         clients: number of nodes; node ids are 1000, 1001, …
         run_config: the run's configuration, given to every client.
         data_path: the value of node_config["data-path"] for a partition; absent without it.
         own: more of a partition's node_config.
         faults: who does not answer, or late; questions (``query``) are always answered.
+        speeds: how long each trains; whatever else it is asked meanwhile waits, as at a SuperNode.
         clock: shared with the ServerApp.
         deadline_s: the round's deadline: a straggler answers at one and a half times that.
         jobs: clients that run at a time.
@@ -68,13 +95,14 @@ class InProcessGrid(Grid):
 
     def __init__(
         self,
-        app: ClientApp,
+        app: App,
         clients: int,
         *,
         run_config: Config | None = None,
         data_path: Callable[[int], str] | None = None,
         own: Callable[[int], Config] | None = None,
         faults: Faults | None = None,
+        speeds: Speeds | None = None,
         clock: VirtualClock | None = None,
         deadline_s: float = 600.0,
         run_id: int = 1,
@@ -83,7 +111,9 @@ class InProcessGrid(Grid):
         self._ahead: Ahead[Message] = Ahead(jobs)
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
         self._data_path, self._own = data_path, own
-        self._faults = faults or Faults()
+        self._faults, self._speeds = faults or Faults(), speeds or Speeds()
+        self._free_at: dict[int, float] = {}  # by node that has begun to train
+        self._queues: dict[int, list[str]] = {}  # of each, the messages it has not worked off
         self._clock = clock or VirtualClock()
         self._deadline_s = deadline_s
         self._pending: dict[str, _Pending] = {}
@@ -94,7 +124,7 @@ class InProcessGrid(Grid):
     def set_run(self, run: Run) -> None:
         """Set the run; Message() needs a process-wide identity of the task it is made in."""
         self._run = run
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run.run_id, 1, SERVER_NODE
+        identify(run.run_id)
 
     @property
     def run(self) -> Run:
@@ -124,10 +154,13 @@ class InProcessGrid(Grid):
         for message in messages:
             self._count += 1
             name = f"m{self._count}"
-            message.metadata.__dict__["_message_id"] = name
+            number_message(message, name)
             ready = self._ready_at(message, now)
             kept = None if ready is None else message
             self._pending[name] = _Pending(kept, ready, now + self._deadline_s)
+            node = message.metadata.dst_node_id
+            if kept and node in self._free_at and INSTRUCTION in message.content:
+                self._queues.setdefault(node, []).append(name)
             ids.append(name)
         return ids
 
@@ -139,9 +172,10 @@ class InProcessGrid(Grid):
         now = self._clock.now()
         waiting: list[_Pending] = []
         if ready := self._ready_by(now, message_ids, waiting):
-            reply = self._ahead.first(ready, self._answer)
+            self._work_off(ready[0])
+            reply = self._pending[ready[0]].reply or self._replied(ready)
             del self._pending[ready[0]]
-            return [self._numbered(reply)]
+            return [reply]
         events = {p.deadline for p in waiting} | {p.ready for p in waiting if p.ready is not None}
         if future := [event for event in events if event > now]:
             self._clock.idle_until(min(future))
@@ -149,7 +183,7 @@ class InProcessGrid(Grid):
 
     def _ready_by(self, now: float, names: Iterable[str], waiting: list[_Pending]) -> list[str]:
         """The first that can answer by now, as many as may run; before them those for ``waiting``."""
-        ready = []
+        ready: list[str] = []
         for name in names:
             pending = self._pending.get(name)
             if pending is None:
@@ -157,15 +191,17 @@ class InProcessGrid(Grid):
             if pending.ready is None or pending.ready > now:
                 waiting.append(pending)
                 continue
+            if ready and self._queue(name)[:1] != [name]:
+                continue  # what its node was asked before is worked off when it is the first
             ready.append(name)
             if len(ready) == self._ahead.most:
                 break
         return ready
 
-    def _answer(self, name: str) -> Message:
+    def _message(self, name: str) -> Message:
         message = self._pending[name].message
-        assert message is not None  # of one that is ready
-        return self._execute(message)
+        assert message is not None  # of one that will be answered
+        return message
 
     def close(self) -> None:
         """No client begins any more."""
@@ -202,17 +238,40 @@ class InProcessGrid(Grid):
             return now
         instruction = content[INSTRUCTION]
         partition = message.metadata.dst_node_id - FIRST_NODE
+        client, node = client_name(partition), message.metadata.dst_node_id
         fault = self._faults.of(
             round_number=int(instruction["round"]),
             attempt=int(instruction["attempt"]),
-            client=client_name(partition),
+            client=client,
         )
         phase = Phase(message.metadata.message_type.rsplit(".", 1)[-1])
         leaves = self._leaves_at(partition, phase, secret=SECAGG in content)
         if fault is Fault.DROPOUT and ORDER.index(phase) >= leaves:
             return None
+        ready = max(now, self._free_at.get(node, now))
+        if phase is Phase.MASK and (seconds := self._speeds.seconds(client)):
+            ready = self._free_at[node] = ready + seconds
         late = fault is Fault.STRAGGLER and phase is Phase.MASK
-        return now + self._deadline_s if late else now  # too late by a hair
+        return max(ready, now + self._deadline_s) if late else ready  # too late by a hair
+
+    def _queue(self, name: str) -> list[str]:
+        """What this message's node has not worked off, in order; the message alone where it never trains."""
+        queue = self._queues.get(self._message(name).metadata.dst_node_id, [])
+        return queue if name in queue else [name]
+
+    def _work_off(self, until: str) -> None:
+        """What a node was asked before ``until`` it has done before, whether anybody takes it or not."""
+        queue = self._queue(until)
+        while (name := queue.pop(0)) != until:
+            pending = self._pending.get(name)
+            if pending is not None and pending.ready is not None:
+                pending.reply = self._replied([name])
+
+    def _replied(self, ready: list[str]) -> Message:
+        """The first one's reply; the others are begun."""
+        return self._numbered(
+            self._ahead.first(ready, lambda name: self._execute(self._message(name)))
+        )
 
     def _leaves_at(self, partition: int, phase: Phase, *, secret: bool) -> int:
         """The place in ORDER of the phase before which a client drops out."""
@@ -227,11 +286,7 @@ class InProcessGrid(Grid):
                 Error(code=ErrorCode.NODE_UNAVAILABLE, reason=f"no node {node}"), reply_to=message
             )
         context = self._context(node)
-        try:
-            reply = self._app(message, context)
-        except Exception as error:
-            code, reason = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
-            reply = Message(Error(code=code, reason=reason), reply_to=message)
+        reply = answer(self._app, message, context)
         if len(context.state):
             self._states[node] = context.state
         else:
@@ -240,7 +295,7 @@ class InProcessGrid(Grid):
 
     def _numbered(self, reply: Message) -> Message:
         self._count += 1
-        reply.metadata.__dict__["_message_id"] = f"m{self._count}"
+        number_message(reply, f"m{self._count}")
         return reply
 
     def _context(self, node: int) -> Context:

@@ -16,11 +16,13 @@ Jobs = Annotated[
         min=0,
         max=MOST_THREADS,
         help="clients that train at a time, each in the memory of its batches; 0: as many as OMP_NUM_THREADS "
-        "says, or as there are cores",
+        "says, or as there are cores, of a Ray cluster all of its",
     ),
 ]
 
 
-def jobs_of(wanted: int) -> int:
-    """``wanted``, or where it is 0 what this process may use."""
+def jobs_of(wanted: int, ray: str = "") -> int:
+    """``wanted``, or where it is 0 what this process may use; of a Ray cluster all that it has stays 0."""
+    if ray:
+        return wanted
     return wanted or threads_of_openmp() or cores()

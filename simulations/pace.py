@@ -84,7 +84,7 @@ def measure_pace(
 
 def forecast_parts(plan: Plan, pace: Pace, work: Work) -> Seconds:
     """Seconds of a simulation's parts; clients work one after the other."""
-    local, asked = plan.local, plan.rounds * plan.cohort.size / len(work.clients)
+    local, asked = plan.local, plan.rounds * plan.cohort.asked / len(work.clients)
 
     def steps(rows: float, epochs: float) -> int:
         return math.ceil(rows / local.batch_size) * math.ceil(epochs)

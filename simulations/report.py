@@ -32,7 +32,7 @@ from simulations.report_secrecy import privacy, visible
 
 REPORT, AUDIT = "report.html", "audit.json"
 LONGEST_SAMPLE, MOST_SAMPLES = 600, 8  # characters of one; of them
-REASONS = ("error", "invalid", "no-reply", "late")
+REASONS = ("error", "invalid", "no-reply", "late", "unawaited")
 Json = dict[str, Any]
 
 

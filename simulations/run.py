@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from flwr.common.logger import update_console_handler
 
 import client.app
+import simulations.ray_clients as ray_clients
 from audit.log_copy import Trust
 from audit.report import Report
 from audit.sources import Folder
@@ -37,11 +38,11 @@ from simulations.clients import client_name
 from simulations.clock import VirtualClock
 from simulations.evaluation import Evaluator, due, load_evaluations, missing_rounds, save_evaluation
 from simulations.experiment import Experiment
-from simulations.faults import Faults
+from simulations.faults import Faults, Speeds, slow_clients
 from simulations.files import SUMMARY, path_text, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.forgetting import measure_forgetting
-from simulations.grid import Config, InProcessGrid, server_context
+from simulations.grid import App, Config, InProcessGrid, server_context
 from simulations.memorisation import measure_memorisation, metrics_of
 from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
@@ -49,6 +50,7 @@ from simulations.progress import Progress
 from simulations.prompt_words import explain_prompt
 from simulations.records import adapter_folder, published_adapter, round_records
 from simulations.report import AUDIT, write_report
+from simulations.reruns import Reruns
 from simulations.samples import write_samples
 from simulations.served import measure_clients
 from simulations.summary import Summary, summarise
@@ -65,10 +67,12 @@ def simulate(
     progress: Progress,
     cache: Path | None = None,
     jobs: int = 1,
+    ray: str = "",
 ) -> Summary:
     """Run ``experiment`` in the folder ``out``; built bases are kept in ``cache``, or beside it.
 
     ``jobs``: clients that train at a time, with a thread of the engine each; one takes all it finds.
+    ``ray``: address of a Ray cluster on which they do, or ``local``; ``jobs`` may then be 0, one per core.
 
     Raises:
         ArtefactError: ``out`` is not empty and ``resume`` is false, or it holds something else.
@@ -80,6 +84,8 @@ def simulate(
     update_console_handler(
         colored=sys.stderr.isatty()
     )  # Flower's lines, in a file as on a terminal
+    if ray:
+        ray_clients.verify_usable(ray)
     out = out.resolve()
     timings = Timings(out)
     with timings.part("prepare"):
@@ -87,7 +93,7 @@ def simulate(
         evaluator = Evaluator(prepared.plan, prepared.base, prepared.test_file)
     announce(prepared, evaluator, timings, progress)
     try:
-        run_federated(prepared, evaluator, timings=timings, progress=progress, jobs=jobs)
+        run_federated(prepared, evaluator, timings=timings, progress=progress, jobs=jobs, ray=ray)
     except FedgeError:
         with suppress(FedgeError, OSError):
             write_report(out)
@@ -142,14 +148,15 @@ def run_federated(
     timings: Timings,
     progress: Progress,
     jobs: int = 1,
+    ray: str = "",
 ) -> None:
     """All rounds that are not finished yet, through the real apps."""
     plan, clock = prepared.plan, VirtualClock()
     watcher = _Watcher(prepared, evaluator, timings, progress)
     watcher.catch_up()
-    faults = prepared.experiment.faults
+    faults, clients = prepared.experiment.faults, prepared.experiment.population.clients
     config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
-    if jobs > 1:
+    if jobs > 1 or ray:
         config["threads"] = 1
     secret = plan.secrecy.exchange == "secagg"
     if secret:
@@ -160,23 +167,41 @@ def run_federated(
         controls = str(prepared.out / CLIENTS / f"{client_name(partition)}.controls")
         return {**config, "identity": str(key)} if secret else {"controls": controls}
 
-    grid = InProcessGrid(
-        client.app.app,
-        prepared.experiment.population.clients,
-        run_config=config,
-        data_path=lambda partition: str(prepared.client_file(partition)),
-        own=own,
-        faults=Faults(seed=plan.seed, dropout=faults.dropout, straggler=faults.straggler),
-        clock=clock,
-        deadline_s=plan.cohort.deadline_s,
-        jobs=jobs,
-    )
     server = make_app(clock=clock, listener=watcher)
     start = str(prepared.experiment.start_folder or "")
     own_config = {"run": str(prepared.out), "resume": True, "start": start}
-    with closing(grid):
-        server(grid, server_context({**config, **own_config}))
+    with _runner(jobs, ray, Reruns(prepared.out, progress)) as (app, at_a_time):
+        grid = InProcessGrid(
+            app,
+            clients,
+            run_config=config,
+            data_path=lambda partition: str(prepared.client_file(partition)),
+            own=own,
+            faults=Faults(seed=plan.seed, dropout=faults.dropout, straggler=faults.straggler),
+            speeds=Speeds(
+                training_s=faults.training_s,
+                slowness=faults.slowness,
+                slow=slow_clients(
+                    map(client_name, range(clients)), share=faults.slow, seed=plan.seed
+                ),
+            ),
+            clock=clock,
+            deadline_s=plan.cohort.deadline_s,
+            jobs=at_a_time,
+        )
+        with closing(grid):
+            server(grid, server_context({**config, **own_config}))
     watcher.catch_up()
+
+
+@contextmanager
+def _runner(jobs: int, ray: str, reruns: Reruns) -> Iterator[tuple[App, int]]:
+    """What runs clients, and how many at a time."""
+    if not ray:
+        yield client.app.app, jobs
+        return
+    with closing(ray_clients.RayClients(ray, actors=jobs, rerun=reruns.note)) as clients:
+        yield clients, clients.actors
 
 
 class _Watcher:

@@ -19,6 +19,7 @@ from simulations.memorisation import MEMORISATION
 from simulations.prepare import Prepared
 from simulations.prompt_words import PROMPT_WORDS
 from simulations.records import adapter_folder
+from simulations.reruns import load_reruns
 from simulations.samples import SAMPLES, scores_of
 from simulations.tasks import task_named
 from simulations.timings import Timings
@@ -40,6 +41,7 @@ class Summary(Section):
     :mod:`simulations.personal`. ``forgetting`` is that of :mod:`simulations.forgetting`, by run before.
     ``parity_tokens``: written alike by torch and a device, of so many.
 
+    ``reruns``: clients that were run again, as a Ray cluster lost what ran them (:mod:`simulations.reruns`).
     ``per_label`` and ``per_client`` are those of :mod:`simulations.breakdown`. ``seconds_by_part`` add up to
     ``seconds``; ``seconds_forecast`` is what was expected of them. ``started`` and ``ended`` are seconds of
     the epoch.
@@ -112,6 +114,7 @@ class Summary(Section):
     per_label: dict[str, dict[str, Any]]
     per_client: dict[str, dict[str, Any]]
     passes: float
+    reruns: int = 0
     seconds: float
     seconds_by_part: dict[str, float]
     seconds_forecast: dict[str, float]
@@ -136,6 +139,7 @@ class Summary(Section):
     audit: str
     rounds_verified: int
     dropped: int
+    unawaited: int  # of those dropped: nobody waited for them
     failures: int | None
     clipped_share: float | None
     base: str
@@ -170,6 +174,7 @@ def summarise(
         **_quality(prepared, evaluations[-1], yardsticks),
         **_durations(prepared, timings),
         passes=passes,
+        reruns=sum(map(len, load_reruns(prepared.out).values())),
         tokens_per_second=_speed(prepared, records),
         **_traffic(folder, records),
         **_release(note, refused),
@@ -302,6 +307,9 @@ def _absences(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     counters = [record for record in records if record.get("failures") is not None]
     return {
         "dropped": sum(len(record["dropped"]) for record in records),
+        "unawaited": sum(
+            drop["reason"] == "unawaited" for record in records for drop in record["dropped"]
+        ),
         "failures": sum(record["failures"] for record in counters) if counters else None,
         "clipped_share": _clipped(counters),
     }

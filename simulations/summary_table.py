@@ -73,7 +73,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("updates are summed", "in secret" if summary.exchange == "secagg" else "in clear"),
         ("epsilon spent by a device", _epsilon(summary)),
         ("rounds an auditor verifies", f"{summary.rounds_verified} of {summary.rounds}"),
-        ("replies missing or refused", str(summary.dropped)),
+        ("replies missing or refused", str(summary.dropped - summary.unawaited)),
         ("tokens per second", f"{summary.tokens_per_second:,.0f}"),
         ("time", duration(summary.seconds)),
         ("time, as forecast", duration(expected) if expected else "-"),
@@ -85,6 +85,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     ):
         if before is not None and after is not None:
             facts.append((f"{name}, before and after", f"{before:.1f} % and {after:.1f} %"))
+    if summary.unawaited:
+        facts.append(("replies not waited for", str(summary.unawaited)))
     if summary.exposure is not None:
         facts.append(("exposure of planted secrets", f"{summary.exposure:.1f} bits"))
     if summary.membership_auc is not None:

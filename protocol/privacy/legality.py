@@ -27,7 +27,7 @@ def said_of(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
         return
     yield from _exchange(plan)
     yield from _leaks(plan, rule)
-    if plan.privacy.delta * plan.cohort.size > 1:
+    if plan.privacy.delta * plan.cohort.asked > 1:
         yield "warning", "privacy.delta", "delta is above 1 over the number of clients", "lower it"
 
 
@@ -80,6 +80,13 @@ def _exchange(plan: Plan) -> Iterator[Said]:
             "drawing again below a quorum is no Poisson sampling: an empty sample is a round of noise",
             "use quorum = 1; cohort.size is the number of clients to expect",
         )
+    if plan.cohort.spare:
+        yield (
+            "error",
+            "cohort.spare",
+            "a round that closes with the fastest is no Poisson sample: the noise is reckoned for one",
+            'remove it, or use mechanism = "distributed"',
+        )
     if privacy.rounds_per_client or privacy.corrupt:
         field = "rounds_per_client" if privacy.rounds_per_client else "corrupt"
         yield (
@@ -121,6 +128,7 @@ def said_with_sizes(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
     if privacy.mechanism == "distributed" and (wrong := _unusable(plan, sizes)):
         yield "error", "privacy.noise_multiplier", wrong, "change noise_multiplier or clip"
         return
+    yield from _over_selection(plan, sizes)
     spent, rounds = planned_epsilon(plan, sizes), rounds_counted(plan)
     if spent > privacy.epsilon:
         yield (
@@ -147,6 +155,24 @@ def said_with_sizes(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
             f"{spent:.2f}",
             "",
         )
+
+
+def _over_selection(plan: Plan, sizes: Sequence[int]) -> Iterator[Said]:
+    """What clients to spare cost in the accounts: nothing but room in the ring. (P-7.4)"""
+    if not plan.cohort.spare or plan.privacy.mechanism != "distributed":
+        return
+    alone = plan.model_copy(update={"cohort": plan.cohort.model_copy(update={"spare": 0})})
+    bits, without = (
+        max(mechanism_of(each, size=size).bits for size in sizes) for each in (plan, alone)
+    )
+    more = f", {without} without clients to spare" if bits != without else ""
+    yield (
+        "note",
+        "cohort.spare",
+        "a client that is not waited for is in no sum and spends nothing of its budget; noise and epsilon "
+        f"are those of the quorum, the ring has {bits} bits{more}",
+        "",
+    )
 
 
 def _unusable(plan: Plan, sizes: Sequence[int]) -> str:

@@ -241,6 +241,11 @@ class Attempt:
         """How long a packed vector is: a masked message begins with it."""
         return packed_size(len(self._sum), self._p.bits)
 
+    @property
+    def can_open(self) -> bool:
+        """Whether a sum over those who have masked so far opens, if none of them is lost."""
+        return self._graph.can_open(self.masked, advertised=len(self._adverts))
+
     def close_masked(self) -> bytes:
         """Fix U3: the alive set that every one of them is asked to sign."""
         self._lose(self.members, self.masked)
@@ -264,11 +269,9 @@ class Attempt:
     def close_alive(self) -> bytes:
         """The signatures, for everybody alive. Raises RoundError without a quorum."""
         self._lose(self.alive, self.signatures)
-        needed = alive_quorum(len(self._adverts))
-        if len(self.signatures) < needed:
-            raise RoundError(
-                f"{len(self.signatures)} clients signed the alive set, needed {needed}", RETRY
-            )
+        count, needed = len(self.signatures), alive_quorum(len(self._adverts))
+        if count < needed:
+            raise RoundError(f"{count} clients signed the alive set, needed {needed}", RETRY)
         self.phase = Phase.UNMASK
         return encode_signatures(self.signatures)
 

@@ -97,6 +97,13 @@ class Graph:
         lower, higher = sorted((one, other))
         return lower if higher in self.holders.get(lower, ()) else higher
 
+    def can_open(self, alive: set[bytes], *, advertised: int) -> bool:
+        """Whether ``alive`` are a quorum of so many, and hold shares enough of every member. (P-6.8)"""
+        needed = threshold(degree(advertised))
+        return len(alive) >= alive_quorum(advertised) and all(
+            len(alive.intersection(holders)) >= needed for holders in self.holders.values()
+        )
+
     def lost_pairs(
         self, members: Collection[bytes], alive: Collection[bytes]
     ) -> list[tuple[bytes, bytes]]:

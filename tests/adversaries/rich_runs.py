@@ -196,6 +196,7 @@ def tell(run: Path) -> None:
         "epsilon": privacy.get("epsilon"),
         "delta": privacy.get("delta"),
         "dropped": sum(len(each["dropped"]) for each in rounds),
+        "unawaited": 0,
         "upload_bytes_per_client_round": mean_of(rounds, "bytes_up_per_client"),
         "download_bytes_per_client_round": mean_of(rounds, "bytes_down_per_client"),
     }

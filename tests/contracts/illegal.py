@@ -247,6 +247,11 @@ def _secrecy() -> Iterator[Mix]:
             {"secrecy": {"groups": 20}, "cohort": {"size": 2000, "quorum": 1600}},
         ),
         (
+            "secret sums that close without a third of their clients",
+            "cohort.spare",
+            {"cohort": {"size": 10, "spare": 5}},
+        ),
+        (
             "two groups",
             "secrecy.groups",
             {"secrecy": {"groups": 2}, "cohort": {"size": 20, "quorum": 16}},
@@ -329,6 +334,11 @@ def _privacy() -> Iterator[Mix]:
             "the coordinator's noise, a quorum",
             "cohort.quorum",
             PLAIN | {"privacy": CENTRAL},
+        ),
+        (
+            "the coordinator's noise, clients to spare",
+            "cohort.spare",
+            PLAIN | {"privacy": CENTRAL, "cohort": one | {"spare": 2}},
         ),
     ]
     for words, refused, sections in rows:

@@ -18,6 +18,7 @@ import pytest
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.run import simulate
+from simulations.summary import Summary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -39,7 +40,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], folder: Path, env: dict[str, str], log: str) -> Iterator[None]:
+def running(
+    command: list[str], folder: Path, env: dict[str, str], log: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process and everything it starts, in a group of its own; all of it ends with the block."""
     with (folder / log).open("wb") as output:
         process = subprocess.Popen(
@@ -51,7 +54,7 @@ def running(command: list[str], folder: Path, env: dict[str, str], log: str) -> 
             start_new_session=True,
         )
         try:
-            yield
+            yield process
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -100,29 +103,18 @@ def wait_until_finished(env: dict[str, str], seconds: float) -> dict[str, str]:
     pytest.fail("the run did not finish")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("exchange", sorted(OVERRIDES))
-def test_superlink_and_supernodes_give_the_same_adapter(
-    experiment_file: Path, tmp_path: Path, exchange: str
-) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    here, sites = experiment_file.parent / f"for-flower-{exchange}", 3
-    common = [f"population.clients={sites}", f"plan.cohort.size={sites}"]
-    common += ["yardsticks.pooled=false", "yardsticks.alone=0"]
-    experiment = load_experiment(experiment_file, [*common, *OVERRIDES[exchange]])
-    summary = simulate(experiment, here, resume=False, progress=NoProgress())
-    base = (here / json.loads((here / "experiment.json").read_text())["base_folder"]).resolve()
-    for memory in (here / "clients").glob("*.openings.jsonl"):
-        memory.unlink()  # the simulated sites opened these very rounds, and would not do so again
-    link, out = f"127.0.0.1:{free_port()}", tmp_path / "run"
+@contextmanager
+def flower(
+    here: Path, base: Path, out: Path, tmp_path: Path, *, sites: int, secret: bool
+) -> Iterator[tuple[dict[str, str], list[subprocess.Popen[bytes]]]]:
+    """Flower's processes for the plan in ``here``, its run started: the user's environment, the SuperNodes."""
+    link = f"127.0.0.1:{free_port()}"
     with ExitStack() as stack:
 
-        def start(name: str, command: list[str]) -> None:
+        def start(name: str, command: list[str]) -> subprocess.Popen[bytes]:
             env = environment(tmp_path / f"home-{name}")
             program = [str(BIN / command[0]), *command[1:]]
-            stack.enter_context(running(program, tmp_path, env, f"{name}.log"))
+            return stack.enter_context(running(program, tmp_path, env, f"{name}.log"))
 
         host, port = link.split(":")
         start(
@@ -133,19 +125,20 @@ def test_superlink_and_supernodes_give_the_same_adapter(
             ],
         )
         wait_for_port(link)
+        nodes = []
         for number in range(sites):
             settings = (
                 f'client-id="client-{number:04d}" threads=1 '
                 f'data-path="{here}/clients/client-{number:04d}.jsonl"'
             )
-            if exchange == "secagg":  # then the site names everything itself
+            if secret:  # then the site names everything itself
                 settings += (
                     f' identity="{here}/clients/client-{number:04d}.key" '
                     f'roster="{here}/roster.json" plan="{here}/plan.json" base="{base}"'
                 )
             node = ["flower-supernode", "--insecure", "--superlink", link]
             node += ["--port", str(free_port()), "--node-config", settings]
-            start(f"node-{number}", node)
+            nodes.append(start(f"node-{number}", node))
         env = environment(tmp_path / "home-user")
         (tmp_path / "home-user" / "config.toml").write_text(
             f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link}"\ninsecure = true\n'
@@ -154,6 +147,32 @@ def test_superlink_and_supernodes_give_the_same_adapter(
         command = [str(BIN / "flwr"), "run", str(ROOT), "here", "--run-config", config]
         started = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert started.returncode == 0, started.stdout + started.stderr
+        yield env, nodes
+
+
+def simulated(experiment_file: Path, here: Path, overrides: list[str]) -> tuple[Summary, Path]:
+    """The same in one process, whose sites have not yet opened a round; its base."""
+    import torch
+
+    torch.set_num_threads(1)
+    common = ["population.clients=3", "yardsticks.pooled=false", "yardsticks.alone=0"]
+    experiment = load_experiment(experiment_file, [*common, *overrides])
+    summary = simulate(experiment, here, resume=False, progress=NoProgress())
+    for memory in (here / "clients").glob("*.openings.jsonl"):
+        memory.unlink()  # the simulated sites opened these very rounds, and would not do so again
+    base = (here / json.loads((here / "experiment.json").read_text())["base_folder"]).resolve()
+    return summary, base
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", sorted(OVERRIDES))
+def test_superlink_and_supernodes_give_the_same_adapter(
+    experiment_file: Path, tmp_path: Path, exchange: str
+) -> None:
+    here, out = experiment_file.parent / f"for-flower-{exchange}", tmp_path / "run"
+    overrides = ["plan.cohort.size=3", *OVERRIDES[exchange]]
+    summary, base = simulated(experiment_file, here, overrides)
+    with flower(here, base, out, tmp_path, sites=3, secret=exchange == "secagg") as (env, _):
         ended = wait_until_finished(env, 540)
     assert ended["status"] == "finished:completed", ended["status-details"]
     record = json.loads((out / "rounds" / "0002" / "record.json").read_text())
@@ -163,3 +182,25 @@ def test_superlink_and_supernodes_give_the_same_adapter(
         program = [sys.executable, "-m", "fedge", *map(str, command)]
         subprocess.run(program, env=env, cwd=ROOT, check=True, timeout=120)
     assert (out / "rounds" / "0002" / "adapter" / "adapter.onnx_adapter").is_file()
+
+
+@pytest.mark.slow
+def test_a_site_that_stands_still_holds_up_no_round_that_can_spare_it(
+    experiment_file: Path, tmp_path: Path
+) -> None:
+    """One of three SuperNodes is stopped once round 1 has asked it: two updates close the round, and the next."""
+    here, out = experiment_file.parent / "for-flower-spare", tmp_path / "run"
+    cohort = ["plan.cohort.size=2", "plan.cohort.spare=1", "plan.cohort.quorum=2"]
+    _, base = simulated(experiment_file, here, ["plan.rounds=2", *cohort])
+    with flower(here, base, out, tmp_path, sites=3, secret=False) as (env, nodes):
+        deadline = time.monotonic() + 300
+        while not (out / "rounds/.0001.open/round.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(nodes[2].pid, signal.SIGSTOP)
+        ended = wait_until_finished(env, 540)
+    assert ended["status"] == "finished:completed", ended["status-details"]
+    first, second = (
+        json.loads((out / f"rounds/{number:04d}/record.json").read_text()) for number in (1, 2)
+    )
+    assert {d["client"]: d["reason"] for d in first["dropped"]} == {"client-0002": "unawaited"}
+    assert second["expected"] == second["used"] == ["client-0000", "client-0001"]

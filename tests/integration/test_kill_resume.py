@@ -134,6 +134,35 @@ def test_kills_under_secure_aggregation_change_no_bit(experiment_file: Path) -> 
 
 
 @pytest.mark.slow
+def test_kills_of_rounds_that_close_early_count_nobody_twice(experiment_file: Path) -> None:
+    """Who was slow before the kill is not known behind it: other clients may be asked, each is counted once."""
+    spare = experiment_file.with_name("spare.toml")
+    cohort = "size = 5\nspare = 1\nquorum = 3\ndeadline_s = 900.0"
+    text = experiment_file.read_text().replace("size = 4\nquorum = 2", cohort)
+    for given in ('weighting = "examples"\n', '[plan.secrecy]\nexchange = "plain"\n'):
+        text = text.replace(given, "")  # the default
+    speeds = "[faults]\ntraining_s = 60.0\nslow = 0.17\n"
+    spare.write_text(text.replace("[yardsticks]\n", speeds + "[yardsticks]\n"))
+    folder = experiment_file.parent / "spare-kills"
+    assert run_with_kills(spare, folder, 3)["killed"] >= 2
+    for run in (Path(f"{folder}-{which}") for which in ("whole", "killed")):
+        records = [
+            json.loads((run / f"rounds/{number:04d}/record.json").read_text())
+            for number in range(1, 11)
+        ]
+        for record in records:
+            dropped = [drop["client"] for drop in record["dropped"]]
+            assert sorted(record["used"] + dropped) == record["expected"]
+            assert record["weight"] == len(record["used"]) == 5
+            assert record["seconds"] == 60.0
+        reasons = {drop["reason"] for record in records for drop in record["dropped"]}
+        assert reasons == {"unawaited"}
+        summary = json.loads((run / "summary.json").read_text())
+        assert (summary["audit"], summary["rounds_verified"]) == ("ok", 10)
+        assert summary["unawaited"] == summary["dropped"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.exhaustive
 def test_ten_kills_change_no_bit(experiment_file: Path) -> None:
     folder = experiment_file.parent / "ten-kills"

@@ -1,59 +1,130 @@
-"""The same apps through Flower's Ray simulation give the same adapter, bit for bit. Needs ray."""
+"""Clients on a Ray cluster: the same adapter as in one process, also when actors and nodes are lost. Needs ray."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from protocol.errors import MachineError
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
+from simulations.reruns import load_reruns
 from simulations.run import simulate
+from simulations.summary import Summary
+from tests.integration.test_secret_rounds import SECRET
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-# A process of its own: Ray's helpers end with it, and torch's threads are as in the other run.
-OVER_RAY = """
-import json, sys
-import torch
-torch.set_num_threads(1)
-import client.app
-from server.app import make_app
-from simulations.ray_backend import simulate_over_ray
-config = json.loads(sys.argv[1])
-simulate_over_ray(make_app(), client.app.app, clients=6, run_config=config)
-"""
+pytestmark = pytest.mark.slow
+SHORT = ["plan.rounds=3", "yardsticks.pooled=false", "yardsticks.alone=0"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_adapter(experiment_file: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    import torch
+@pytest.fixture(scope="module")
+def ray() -> Any:
+    return pytest.importorskip("ray")
 
-    torch.set_num_threads(1)
-    overrides = ["plan.rounds=2", "yardsticks.pooled=false", "yardsticks.alone=0"]
-    here = experiment_file.parent / "in-process"
-    experiment = load_experiment(experiment_file, overrides)
-    summary = simulate(experiment, here, resume=False, progress=NoProgress())
-    marker = json.loads((here / "experiment.json").read_text())
-    config = {
-        "plan": str(here / "plan.json"),
-        "base": str((here / marker["base_folder"]).resolve()),
-        "run": str(tmp_path / "ray"),
-        "data-pattern": str(here / "clients" / "client-{partition:04d}.jsonl"),
-        "threads": 1,
-    }
+
+def run(file: Path, name: str, overrides: list[str], **options: Any) -> Summary:
+    experiment, out = load_experiment(file, overrides), file.parent / name
+    options = {"progress": NoProgress()} | options
+    return simulate(experiment, out, resume=False, **options)
+
+
+@pytest.fixture(scope="module")
+def here(experiment_file: Path, ray: Any) -> Summary:
+    return run(experiment_file, "one-process", SHORT, jobs=2)
+
+
+def test_a_cluster_of_this_machine_gives_the_same_adapter(
+    experiment_file: Path, here: Summary
+) -> None:
+    there = run(experiment_file, "ray-local", SHORT, jobs=2, ray="local")
+    assert there.adapter_digest == here.adapter_digest
+    assert there.reruns == 0
+
+
+def test_secret_sums_over_a_cluster(experiment_file: Path, ray: Any) -> None:
+    there = run(experiment_file, "ray-secret", [*SECRET, "plan.rounds=3"], jobs=2, ray="local")
+    assert there.exchange == "secagg"
+    records = [
+        json.loads(path.read_text())
+        for path in sorted(experiment_file.parent.glob("ray-secret/rounds/*/record.json"))
+    ]
+    assert [len(record["used"]) for record in records[1:]] == [6, 6, 6]
+
+
+class Losses(NoProgress):
+    """Kills an actor in the middle of the first round that it sees, a node in that of the next."""
+
+    def __init__(self, cluster: Any, node: Any) -> None:
+        self._cluster, self._node, self.lost = cluster, node, list[str]()
+
+    def update(self, task: str, done: float, total: float) -> None:
+        if task != "clients in the round" or done != 1 or len(self.lost) == 2:
+            return
+        if not self.lost:
+            os.kill(next(actors_of(os.getpid())), signal.SIGKILL)
+            self.lost.append("actor")
+        else:
+            self._cluster.remove_node(self._node, allow_graceful=False)
+            self.lost.append("node")
+
+
+def actors_of(me: int) -> Any:
+    """Processes of actors that run clients; Ray names them so."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if line.startswith(b"ray::ClientActor"):
+                yield int(entry.name)
+
+
+def test_an_actor_and_a_node_are_killed_in_the_middle_of_rounds(
+    experiment_file: Path, here: Summary
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        losses = Losses(cluster, node)
+        there = run(experiment_file, "ray-losses", SHORT, ray=str(cluster.address), progress=losses)
+    finally:
+        cluster.shutdown()
+    assert losses.lost == ["actor", "node"]
+    assert there.adapter_digest == here.adapter_digest
+    reruns = load_reruns(experiment_file.parent / "ray-losses")
+    assert there.reruns == sum(map(len, reruns.values())) >= 1
+    assert set(reruns) <= {"1", "2", "3"}
+
+
+def test_an_address_where_no_cluster_is(experiment_file: Path, ray: Any) -> None:
+    with pytest.raises(MachineError, match="--ray"):
+        run(experiment_file, "ray-nowhere", SHORT, ray="127.0.0.1:1")
+
+
+def test_without_ray_the_extra_is_named(experiment_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nspec = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'ray' else spec(name, *more)\n"
+    )
+    command = ["simulate", str(experiment_file), "--out", str(tmp_path / "run"), "--ray", "local"]
     done = subprocess.run(
-        [sys.executable, "-c", OVER_RAY, json.dumps(config)],
+        [sys.executable, "-m", "fedge", *command],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads((tmp_path / "ray" / "rounds" / "0002" / "record.json").read_text())
-    assert record["adapter_out"] == summary.adapter_digest
+    assert done.returncode
+    assert "extra `ray`" in done.stderr

@@ -9,6 +9,8 @@ from typing import Any
 from protocol.exchange import Phase
 from server.log import SECRET
 from server.rounds import deal_groups
+from simulations.clients import client_name
+from simulations.faults import Speeds
 from tests.interop.released import release
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
@@ -64,6 +66,12 @@ def an_attempt_fails(number: int, attempt: int, phase: Phase, site: int) -> bool
     return first or (number == 3 and phase is Phase.UNMASK and site < 6)
 
 
+OVER_SELECTED = "more than are waited for"
+TWELVE: dict[str, Any] = {
+    "count": 12,
+    "cohort": EIGHT | {"size": 9, "quorum": 8, "spare": 3},
+    "speeds": Speeds(training_s=1.0, slowness=10.0, slow=frozenset(map(client_name, (3, 4, 9)))),
+}
 KINDS: dict[str, dict[str, Any]] = {
     "alternating with losses": LOSSY | {"rounds": 3, "rule": {"name": "alternating"}},
     "chacha20, 20 bits, fedyogi": LOSSY
@@ -99,6 +107,14 @@ KINDS: dict[str, dict[str, Any]] = {
     | {"rounds": 4, "lost": an_attempt_fails, "near": WITNESSES},
     "hybrid keys under witnesses": LOSSY
     | {"rounds": 1, "secrecy": {"keys": "x25519+ml-kem-768"}, "near": WITNESSES},
+    OVER_SELECTED: TWELVE | {"rounds": 3},
+    "more than are waited for, in groups": TWELVE
+    | {
+        "count": 15,
+        "cohort": EIGHT | {"size": 12, "quorum": 9, "spare": 3},
+        "secrecy": {"groups": 3, "keys": "x25519+ml-kem-768"},
+    },
+    "more than are waited for, and noise": TWELVE | {"privacy": NOISE, "rule": {"name": "first"}},
     "groups with losses": GROUPS | {"lost": two_are_lost},
     "groups, hybrid, 24 bits": GROUPS
     | {

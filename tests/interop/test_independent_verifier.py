@@ -25,7 +25,7 @@ from protocol.transparency.offline import OfflineProof
 from protocol.transparency.tree import Tree
 from tests.adversaries.forger import Forger, kind_of, linked
 from tests.interop import verifier
-from tests.interop.runs import CONTINUED, FOUR, KINDS, WITHDRAWN, made
+from tests.interop.runs import CONTINUED, FOUR, KINDS, OVER_SELECTED, WITHDRAWN, made
 from tests.interop.verifier.run import verify_run
 from tests.tiers import some_by_default
 from tests.unit.audit.runs import make_run
@@ -43,6 +43,7 @@ DEFAULT = {
     "hybrid keys with losses",
     "groups with losses",
     "hybrid keys under witnesses",
+    OVER_SELECTED,
 }  # the others are for `make test-attacks`
 VOID = {
     "a failed attempt and a void round": {3},

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.plan_sections import Cohort
 from server.rounds import (
     Complete,
     Failed,
@@ -25,9 +26,11 @@ names = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size
 def test_used_and_dropped_are_exactly_expected(cohort: list[str], data: st.DataObject) -> None:
     quorum = data.draw(st.integers(1, len(cohort)))
     state = open_attempt(tuple(sorted(cohort)), quorum=quorum)
-    late = set()
+    late, unawaited = set(), set()
     for client in data.draw(st.permutations(sorted(cohort))):
-        match data.draw(st.sampled_from(["accept", "error", "invalid", "silent", "late"])):
+        match data.draw(
+            st.sampled_from(["accept", "error", "invalid", "silent", "late", "unawaited"])
+        ):
             case "accept":
                 state = accept(state, client)
             case "error":
@@ -36,11 +39,28 @@ def test_used_and_dropped_are_exactly_expected(cohort: list[str], data: st.DataO
                 state = drop(state, client, Reason.INVALID, "x")
             case "late":
                 late.add(client)
-    closed = close(state, late=frozenset(late))
+            case "unawaited":
+                unawaited.add(client)
+    closed = close(state, late=late, unawaited=unawaited)
     gone = [dropped.client for dropped in closed.dropped]
     assert sorted([*closed.used, *gone]) == sorted(cohort)
     assert isinstance(closed, Complete if len(closed.used) >= quorum else Failed)
     assert {d.client for d in closed.dropped if d.reason is Reason.LATE} == late
+    assert {d.client for d in closed.dropped if d.reason is Reason.UNAWAITED} == unawaited
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(1, 120), st.integers(1, 9))
+def test_groups_wait_for_as_many_as_the_round_does(
+    size: int, spare: int, asked: int, groups: int
+) -> None:
+    """A group at most one more than its part; without clients to spare for everybody, however many are drawn."""
+    cohort = Cohort(size=size, spare=spare, quorum=1)
+    everybody = [f"c{number:03d}" for number in range(asked)]
+    dealt = deal_groups(everybody, groups=groups, seed=1, round_number=1, attempt=1)
+    waited = [cohort.awaited(len(group), asked) for group in dealt]
+    needed = min(asked, size) if spare else asked
+    assert needed <= sum(waited) < needed + groups
+    assert all(count <= len(group) for count, group in zip(waited, dealt, strict=True))
 
 
 @given(names, st.integers(1, 9), st.integers(0, 99), st.integers(1, 50))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -91,3 +92,10 @@ def halved(parts: Any) -> Any:
         kept[:moved] += parts[len(parts) - moved :]
         parts = kept
     return parts[0]
+
+
+def largest_sum(plan: Mapping[str, Any]) -> int:
+    """The largest number of clients in a sum; a plan without clients to spare says nothing of them. (P-1.2, P-6.7)"""
+    spare = int(plan["cohort"].get("spare", 0))
+    assert ("spare" in plan["cohort"]) == (spare > 0)
+    return -(-(int(plan["cohort"]["size"]) + spare) // int(plan["secrecy"]["groups"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Vector, Words, real
+from .basics import Vector, Words, largest_sum, real
 from .documents import Documents
 from .ring import blocks, padded, turned_back
 
@@ -46,13 +46,13 @@ class Noise:
     @classmethod
     def planned(cls, documents: Documents, number: int) -> Noise:
         """That of a round."""
-        privacy, cohort = documents.plan["privacy"], documents.plan["cohort"]
+        privacy = documents.plan["privacy"]
         return cls(
             size=documents.size(number),
             clip=privacy["clip"],
             z=privacy["noise_multiplier"],
             honest=documents.least - privacy["corrupt"],
-            summands=-(-cohort["size"] // documents.groups),
+            summands=largest_sum(documents.plan),
         )
 
     def _bound(self, grid: float) -> float:

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from .basics import Vector, Words, canonical, check_signature, derived, named_hash, sha256
+from .basics import (
+    Vector,
+    Words,
+    canonical,
+    check_signature,
+    derived,
+    largest_sum,
+    named_hash,
+    sha256,
+)
 from .documents import Documents, Roster
 from .log import Leaf, leaf_hash, tree_root
 from .masks import HYBRID, PRIME, Lost, checked_box, mask, unpack, word_type
@@ -134,8 +143,7 @@ class Sum:
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
             bodies.append(body)
-        most = -(-self.documents.plan["cohort"]["size"] // self.documents.groups)
-        assert len(self.adverts) <= most <= self._most()
+        assert len(self.adverts) <= largest_sum(self.documents.plan) <= self._most()
         self.ids = list(self.adverts)
         k = len(self.adverts) - 1 if len(self.adverts) <= 128 else 80
         t = 2 * k // 3 + 1

@@ -73,6 +73,7 @@ from server.coordinator import run_rounds
 from server.store import RunStore
 from server.witnessing import Witness
 from simulations.clock import VirtualClock
+from simulations.faults import Speeds
 from simulations.grid import InProcessGrid
 
 ONE_ROW = MeasuredRows(count=1, digest=sha256(b"\n"))  # that releases were measured on
@@ -388,9 +389,13 @@ def make_run(
     log_key: Ed25519PrivateKey | None = None,
     witnesses: Sequence[Witness] = (),
     begin: Path | None = None,
+    speeds: Speeds | None = None,
     **sections: Any,
 ) -> Path:
-    """A whole run in ``folder``; ``sections`` are the plan's, beside :data:`PLAN`."""
+    """A whole run in ``folder``; ``sections`` are the plan's, beside :data:`PLAN`.
+
+    ``speeds``: of the sites, by the names that simulated clients have.
+    """
     plan, manifest = small_plan(linears, samples=samples, **sections)
     sites = sites or Sites(plan, manifest, folder.parent / f"{folder.name}-sites", count)
     sites.lost = lost
@@ -400,7 +405,7 @@ def make_run(
         run_rounds(
             plan=plan,
             manifest=manifest,
-            grid=InProcessGrid(sites.app(), count, clock=clock, deadline_s=30.0),
+            grid=InProcessGrid(sites.app(), count, clock=clock, deadline_s=30.0, speeds=speeds),
             store=store,
             clock=clock,
             roster_keys=sites.roster if plan.secrecy.exchange == "secagg" else None,

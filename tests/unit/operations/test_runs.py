@@ -153,7 +153,10 @@ def test_a_word_comes_after_ten_seconds_and_ever_more_rarely() -> None:
 def test_failed_attempts_and_missing_clients_are_told_once(tmp_path: Path) -> None:
     rounds, known = tmp_path / "rounds", set[str]()
     (rounds / "0003").mkdir(parents=True)
-    dropped = [{"client": "ward-2", "reason": "no-reply", "detail": "mask: no answer"}]
+    dropped = [
+        {"client": "ward-2", "reason": "no-reply", "detail": "mask: no answer"},
+        {"client": "ward-3", "reason": "unawaited", "detail": "mask: enough others had answered"},
+    ]
     record = json.dumps({"round": 3, "dropped": dropped})
     (rounds / "0003.attempt1.json").write_text(record)
     (rounds / "0003.attempt2.json").write_text("[]")

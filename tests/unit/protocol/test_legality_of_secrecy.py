@@ -18,6 +18,7 @@ from protocol.secagg.agreement import Keys
 from protocol.secagg.messages import advert_bytes
 from protocol.transparency.leaf_codec import MOST_BYTES, encode_message, encode_statement
 from protocol.transparency.leaves import Abort, Advert, AskedSum, Shares, Vector
+from tests.unit.audit.runs import small_plan
 from tests.unit.protocol.test_legality import plan_of
 from tests.witnesses import witnessed_by
 
@@ -162,3 +163,54 @@ def test_keys_that_fall_later_are_noted(tiny_base: Path, keys: str, noted: bool)
     plan = plan_of(read_manifest(tiny_base), secrecy={"keys": keys})
     found = [finding for finding in check(plan) if finding.field == "secrecy.keys"]
     assert [finding.severity for finding in found] == ["note"] * noted
+
+
+@pytest.mark.parametrize("size", [3, 6, 9, 20, 100, 400])
+def test_a_plan_may_spare_as_many_as_a_sum_opens_without(tiny_base: Path, size: int) -> None:
+    """And what is proposed in the place of more is the most that may be spared."""
+    manifest = read_manifest(tiny_base)
+
+    def said(spare: int) -> dict[str, str]:
+        plan = plan_of(manifest, cohort={"size": size, "quorum": size, "spare": spare})
+        found = [f for f in check(plan, manifest) if f.field == "cohort.spare"]
+        return {finding.severity: finding.remedy for finding in found}
+
+    most = max(spare for spare in range(size) if spare <= most_lost(size + spare))
+    assert "error" not in said(most)
+    assert ("warning" in said(most)) == (0 < most == most_lost(size + most))
+    assert said(size)["error"] == (
+        f"spare = {most} at most" if most else "leave it out, or ask more clients"
+    )
+
+
+def test_the_groups_of_a_plan_spare_their_parts(tiny_base: Path) -> None:
+    manifest = read_manifest(tiny_base)
+
+    def refused(spare: int) -> bool:
+        cohort = {"size": 30, "quorum": 24, "spare": spare}
+        plan = plan_of(manifest, cohort=cohort, secrecy={"groups": 3})
+        return any(
+            (f.severity, f.field) == ("error", "cohort.spare") for f in check(plan, manifest)
+        )
+
+    assert [refused(spare) for spare in (3, 9, 15, 30)] == [False, False, True, True]
+
+
+def test_what_clients_to_spare_cost_in_the_accounts_is_said() -> None:
+    """Epsilon and noise stay those of the quorum; the ring alone may become wider."""
+
+    def said(spare: int) -> tuple[list[str], list[str]]:
+        plan, manifest = small_plan(
+            cohort={"size": 80, "quorum": 80, "spare": spare},
+            privacy={"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0},
+            rule={"name": "first"},
+        )
+        found = check(plan, manifest)
+        spent = [f.cause.rpartition(";")[2] for f in found if f.field == "privacy.noise_multiplier"]
+        return spent, [f.cause for f in found if "is not waited for" in f.cause]
+
+    assert said(0)[0] == said(20)[0]
+    assert said(0)[1] == []
+    (cost,) = said(20)[1]
+    assert "spends nothing of its budget" in cost
+    assert "the ring has" in cost

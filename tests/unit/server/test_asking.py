@@ -101,7 +101,7 @@ def asked(
         assert client not in replies
         replies[client] = reply.content.array_records[wire.SECAGG]["message"].numpy().tobytes()
 
-    late = ask(
+    missing = ask(
         grid,
         clock,
         contents,
@@ -113,7 +113,8 @@ def asked(
         unsent=unsent.append,
         **more,
     )
-    return replies, late, unsent
+    assert not missing.unawaited
+    return replies, missing.late, unsent
 
 
 def test_memory_holds_a_batch_of_thousands() -> None:
@@ -183,6 +184,30 @@ def test_nobody_is_lost_doubled_or_taken_late(
     assert grid.pushed == list(range(clients))
     assert all(replies[client] == bytes([int(client)] * 8) for client in replies)
     assert max([*grid.at_once, *grid.pulled], default=0) <= batch
+
+
+@pytest.mark.parametrize("delay", [0.0, 5.0])
+def test_it_closes_when_it_is_enough_and_turns_away_nobody_who_has_answered(delay: float) -> None:
+    """All are asked; those of other batches that have answered as well are taken."""
+    count, clock, taken = 3 * BATCH, VirtualClock(), set[str]()
+    grid = SlowGrid(count, clock, {**dict.fromkeys(range(count), delay), 3: 1e9, count - 1: 1e9})
+    missing = ask(
+        grid,
+        clock,
+        Live(count),
+        nodes={str(client): FIRST_NODE + client for client in range(count)},
+        kind="train.mask",
+        group="1",
+        seconds=SECONDS,
+        take=lambda client, reply: taken.add(client),
+        unsent=lambda client: None,
+        enough=lambda: len(taken) >= 2,
+    )
+    assert grid.pushed == list(range(count))
+    first = {str(client) for client in range(BATCH)} - {"3"}
+    assert taken == (first if not delay else {str(c) for c in range(count - 1)} - {"3"})
+    assert taken | missing.unawaited.keys() == {str(client) for client in range(count)}
+    assert (missing.late, missing.deadline) == (frozenset(), SECONDS)
 
 
 def test_the_deadline_counts_from_the_last_request() -> None:

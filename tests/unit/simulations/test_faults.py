@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from simulations.clients import client_name
-from simulations.faults import Fault, Faults
+from simulations.faults import Fault, Faults, Speeds, slow_clients
 
 
 def test_the_shares_are_the_probabilities() -> None:
@@ -40,3 +40,14 @@ def test_certain_and_impossible_faults() -> None:
 def test_rates_that_are_no_probabilities_are_refused(rates: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="probabilities"):
         Faults(dropout=rates[0], straggler=rates[1])
+
+
+def test_a_share_of_the_clients_is_slow_and_the_same_ones_always() -> None:
+    names = [client_name(number) for number in range(30)]
+    slow = slow_clients(names, share=1 / 3, seed=4)
+    assert len(slow) == 10
+    assert slow == slow_clients(reversed(names), share=1 / 3, seed=4)
+    assert slow != slow_clients(names, share=1 / 3, seed=5)
+    assert slow_clients(names, share=0.0, seed=4) == frozenset()
+    speeds = Speeds(training_s=60.0, slowness=10.0, slow=slow)
+    assert Counter(map(speeds.seconds, names)) == {60.0: 20, 600.0: 10}

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from protocol.wire import INSTRUCTION
 from simulations.clients import client_name
 from simulations.clock import VirtualClock
-from simulations.faults import Fault, Faults
+from simulations.faults import Fault, Faults, Speeds
 from simulations.grid import InProcessGrid
 
 TRAIN = f"{MessageType.TRAIN}.mask"
@@ -189,6 +189,29 @@ def test_a_round_that_is_over_does_not_keep_its_adapter_alive(
     push(grid)
     gc.collect()
     assert held() is None
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_slow_client_answers_later_and_the_next_message_after_it(jobs: int) -> None:
+    """A node does one thing at a time, in order, whether anybody comes for it or not."""
+    clock = VirtualClock()
+    speeds = Speeds(training_s=1.0, slowness=10.0, slow=frozenset({client_name(1)}))
+    grid, ran = grid_of(2, clock=clock, deadline_s=100.0, speeds=speeds, jobs=jobs)
+    first = push(grid)
+    assert list(grid.pull_messages(first)) == []
+    clock.sleep(0.1)
+    assert clock.now() == 1.0
+    assert len(list(grid.pull_messages(first))) == 1
+    second = push(grid, round_number=2)
+    answered = []
+    while ran.count(1) < 2:
+        answered += [reply.metadata.reply_to_message_id for reply in grid.pull_messages(second)]
+        clock.sleep(0.1)
+    assert (ran, answered) == ([0, 0, 1, 1], second)
+    assert clock.now() == pytest.approx(20.1)
+    (late,) = grid.pull_messages(first)  # what it had done before was kept for whoever comes
+    assert late.metadata.reply_to_message_id == first[1]
+    assert ran == [0, 0, 1, 1]
 
 
 @pytest.mark.slow

@@ -1,0 +1,164 @@
+"""The same work by fedge, by plain peft and by Flower's simulation, each in processes of its own.
+
+    python benchmarks/peers/compare.py [--experiment demo] [--set KEY=VALUE ...] [--to 0.85] [--out FOLDER] [--json]
+
+fedge prepares devices and rows and trains with ONNX Runtime, on a base of 32 bits and on int4; the peers read
+its run folder: the same model, rows, partition, batches a round, learning rates, in float32. Measured is the
+whole process tree: CPU seconds, peak memory (shared pages counted once), wall seconds; accuracy by round; bytes
+that a client sends; seconds until the accuracy ``--to`` was first seen. What ``--out`` has is not run again.
+Flower needs Ray (`pip install -e '.[ray]'`). Cores are two: fedge trains two clients at a time, Flower has two
+actors, torch has two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+POLL_S = 0.2
+QUIET = {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+PLAN = [
+    "plan.rule.name=mean",
+    "plan.secrecy.exchange=plain",
+    "plan.evaluation.every=1",
+    "plan.server.optimizer=fedavg",
+    "yardsticks.pooled=false",
+    "yardsticks.alone=0",
+]
+
+
+class Tree:
+    """A process with all that it starts: CPU seconds and memory, looked at while it runs."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self.peak = pid, 0
+        self._used: dict[int, float] = {}
+
+    def look(self) -> None:
+        parents, used = {}, {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with suppress(OSError):
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    parents[int(entry.name)] = int(fields[1])
+                    used[int(entry.name)] = int(fields[11]) + int(fields[12])
+        mine, before = {self._pid}, 0
+        while len(mine) != before:
+            before = len(mine)
+            mine |= {child for child, parent in parents.items() if parent in mine}
+        self._used |= {process: used[process] for process in mine if process in used}
+        self.peak = max(self.peak, sum(map(_pss, mine)))
+
+    @property
+    def cpu(self) -> float:
+        return sum(self._used.values()) / os.sysconf("SC_CLK_TCK")
+
+
+def _pss(process: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def watched(command: list[str], log: Path, threads: int) -> dict[str, float]:
+    """Run it. Raises SystemExit with the end of its log when it fails."""
+    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": str(threads)}
+    started = time.perf_counter()
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        tree = Tree(process.pid)
+        while process.poll() is None:
+            tree.look()
+            time.sleep(POLL_S)
+    if process.returncode:
+        raise SystemExit(f"{command[1:4]}: {log.read_text()[-2000:]}")
+    return {"wall_s": time.perf_counter() - started, "cpu_s": tree.cpu, "peak_bytes": tree.peak}
+
+
+def fedge(experiment: str, settings: list[str], bits: int, out: Path) -> dict[str, Any]:
+    """Twice: the first run builds the base, which the second finds."""
+    folder = out / f"run-{bits}"
+    command = [sys.executable, "-m", "fedge", "simulate", experiment, "--jobs", "2"]
+    command += [p for s in [*PLAN, f"base.bits={bits}", *settings] for p in ("--set", s)]
+    if not (folder / "summary.json").exists():
+        watched([*command, "--out", str(folder), "--json"], out / f"run-{bits}.log", 2)
+    again = out / f"again-{bits}"
+    measured = watched([*command, "--out", str(again), "--json"], out / f"again-{bits}.log", 2)
+    summary = json.loads((again / "summary.json").read_text())
+    seconds = json.loads((again / "timings.json").read_text())["rounds"]
+    shares = {
+        e["round"]: e["accuracy"] for e in json.loads((again / "evaluations.json").read_text())
+    }
+    rounds, total = [], 0.0
+    for number in sorted(map(int, seconds)):
+        total += seconds[str(number)]
+        rounds.append({"seconds": total, "accuracy": shares[number]})
+    return measured | {
+        "rounds": rounds,
+        "bytes_up": summary["upload_bytes_per_client_round"],
+        "bytes_down": summary["download_bytes_per_client_round"],
+    }
+
+
+def peer(name: str, run: Path, out: Path) -> dict[str, Any]:
+    result = out / f"{name}.rounds.json"
+    command = [sys.executable, str(HERE / f"{name}.py"), str(run), str(result)]
+    measured = watched(command, out / f"{name}.log", 2)
+    return measured | json.loads(result.read_text())
+
+
+def reached(result: dict[str, Any], share: float) -> float | None:
+    return next((r["seconds"] for r in result["rounds"] if r["accuracy"] >= share), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--experiment", default="demo")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--to", type=float, default=0.85)
+    parser.add_argument("--out", type=Path, default=Path("bench-peers"))
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    run = out / "run-32"
+    systems = {
+        "fedge, 32 bits": lambda: fedge(arguments.experiment, arguments.settings, 32, out),
+        "fedge, int4": lambda: fedge(arguments.experiment, arguments.settings, 4, out),
+        "peft, one after the other": lambda: peer("sequential", run, out),
+    }
+    if find_spec("ray") is not None:
+        systems["Flower's simulation with peft"] = lambda: peer("flower", run, out)
+    results: dict[str, Any] = {}
+    for name, measure in systems.items():
+        kept = out / f"{name.replace(' ', '-')}.json"
+        if not kept.exists():
+            kept.write_text(json.dumps(measure()))
+        results[name] = json.loads(kept.read_text())
+        results[name]["to_s"] = reached(results[name], arguments.to)
+    if arguments.json:
+        print(json.dumps(results))
+        return
+    print(f"{'':30} {'CPU s':>7} {'wall s':>7} {'peak MB':>8} {'up kB':>6} {'last':>6} {'to':>7}")
+    for name, found in results.items():
+        to = "-" if found["to_s"] is None else f"{found['to_s']:.0f} s"
+        print(
+            f"{name:30} {found['cpu_s']:7.0f} {found['wall_s']:7.0f} {found['peak_bytes'] / 1e6:8.0f} "
+            f"{found['bytes_up'] / 1e3:6.0f} {found['rounds'][-1]['accuracy']:6.3f} {to:>7}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Clients on a Ray cluster: an app for the in-process grid whose work is done by actors. (docs/adr/0095)
+
+The grid, the coordinator, deadlines and faults are those of a run in one process; each of the grid's threads
+waits for one actor. An actor that is lost, with its node or alone, is replaced where the cluster has room,
+and what it ran is run again: a client's answer hangs on its message, its rows and its state, not on where it
+is computed. Needs the extra ``ray``.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from importlib import util
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, Message
+
+from protocol.errors import MachineError
+from protocol.wire import INSTRUCTION
+from simulations.clients import client_name
+from simulations.grid import FIRST_NODE, identify
+from simulations.ray_actor import SHARED, Call, ClientActor, code_digest
+
+LOCAL = "local"  # an address: a cluster of this machine alone, that ends with the process
+APP = "client.app:app"
+LARGE = 2**16  # bytes of a record that is worth a place of its own in the object store
+PATIENCE_S = 30.0  # for an actor to start
+CONNECT_S = 5.0
+POLL_S = 0.5
+TRIES = 3  # of a message whose actor was lost each time: it may be what ends them
+# Flower's and Ray's telemetry and update checks; a simulation has no business on the network.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_server_request_timeout_seconds": "10",  # of an address where something else listens
+}
+Rerun = Callable[[int, str, str], None]  # (round, client, cause)
+
+
+def verify_usable(address: str) -> None:
+    """Raises MachineError without Ray, and where nobody listens at HOST:PORT.
+
+    Ray itself would wait there for minutes.
+    """
+    if util.find_spec("ray") is None:
+        raise MachineError("Ray is not installed", "install fedge with the extra `ray`")
+    if address == LOCAL:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise _no_cluster(address, "it is no HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, f"nobody listens there ({type(error).__name__})") from None
+
+
+def _no_cluster(address: str, cause: str) -> MachineError:
+    return MachineError(
+        f"--ray {address}: {cause}",
+        "`ray start --head` prints the address of a cluster; `local` starts one here",
+    )
+
+
+class RayClients:
+    """``RayClients(...)(message, context)`` is what the app would answer, computed by an actor."""
+
+    def __init__(
+        self, address: str, *, actors: int = 0, app: str = APP, rerun: Rerun, run_id: int = 1
+    ) -> None:
+        """Connect to ``address``, or start a cluster here, and start ``actors`` (0: one per core).
+
+        ``rerun`` is told of every message that is run again. Raises MachineError without Ray, for an address
+        where no cluster is, and for nodes that have other code than this process.
+        """
+        verify_usable(address)
+        os.environ.update(QUIET)
+        import ray
+
+        self._ray, self._app, self._run_id, self._rerun = ray, app, run_id, rerun
+        self._lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)
+        self._idle: queue.Queue[Any] = queue.Queue()
+        self._lock = threading.Lock()
+        self._alive, self._closed = 0, False
+        self._shared: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+        self._connect(address, actors)
+        self.actors = actors or self._cores()
+        self._code = code_digest()
+        try:
+            for actor in [self._actor() for _ in range(self.actors)]:
+                self._take_on(actor)
+            if not self._alive:
+                raise MachineError(
+                    f"no actor has started within {PATIENCE_S:.0f} s", "see `ray status`"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """The reply; ``context.state`` is what the client leaves.
+
+        Raises MachineError when no node is left, RuntimeError for a client that ended every actor.
+        """
+        call = self._call(message, context)
+        for _ in range(TRIES):
+            actor = self._next()
+            try:
+                content, state = self._ray.get(actor.run.remote(call))
+            except self._lost as error:
+                self._replace(actor, message, error)
+                continue
+            except BaseException:
+                self._idle.put(actor)
+                raise
+            self._idle.put(actor)
+            context.state = state
+            return Message(content, reply_to=message)
+        raise RuntimeError(f"{TRIES} actors were lost that ran this client")
+
+    def close(self) -> None:
+        """End the actors, and the connection."""
+        self._closed = True
+        self._ray.shutdown()
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def _call(self, message: Message, context: Context) -> Call:
+        small, shared = {}, {}
+        for key, record in message.content.items():
+            if isinstance(record, ArrayRecord) and _size(record) >= LARGE:
+                shared[key] = self._reference(record)
+            else:
+                small[key] = record
+        return Call(
+            records=small,
+            shared=shared,
+            kind=message.metadata.message_type,
+            name=message.metadata.message_id,
+            node=message.metadata.dst_node_id,
+            node_config=context.node_config,
+            run_config=context.run_config,
+            run_id=context.run_id,
+            state=context.state,
+        )
+
+    def _reference(self, record: ArrayRecord) -> Any:
+        """Where a record lies in the object store; the same one is put there once."""
+        with self._lock:
+            key = id(record)  # of one that is held here, so no other has it
+            if key not in self._shared:
+                while len(self._shared) >= SHARED * self.actors:
+                    self._shared.popitem(last=False)
+                self._shared[key] = record, self._ray.put(record)
+            self._shared.move_to_end(key)
+            return self._shared[key][1]
+
+    # -- actors -----------------------------------------------------------------------------------
+
+    def _connect(self, address: str, actors: int) -> None:
+        settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if address == LOCAL:
+            settings |= {"num_cpus": actors or None, "include_dashboard": False}
+        else:
+            settings |= {"address": address}
+        try:
+            self._ray.init(**settings)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise _no_cluster(address, str(error).splitlines()[0][:200]) from None
+        identify(self._run_id)
+
+    def _cores(self) -> int:
+        alive = (node for node in self._ray.nodes() if node["Alive"])
+        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in alive)))
+
+    def _actor(self) -> Any:
+        actor = self._ray.remote(ClientActor).options(num_cpus=1, max_restarts=0)
+        return actor.remote(self._app, self._run_id)
+
+    def _take_on(self, actor: Any) -> None:
+        """Let ``actor`` work, once it says that it has our code; one that does not start is let go."""
+        try:
+            code = self._ray.get(actor.code.remote(), timeout=PATIENCE_S)
+        except (self._ray.exceptions.GetTimeoutError, *self._lost):
+            self._ray.kill(actor)
+            return
+        if code != self._code:
+            raise MachineError(
+                "a node of the Ray cluster has other code than this process",
+                "install the same fedge on all machines, and start `ray` outside of any working tree",
+            )
+        with self._lock:
+            self._alive += 1
+        self._idle.put(actor)
+
+    def _next(self) -> Any:
+        while True:
+            try:
+                return self._idle.get(timeout=POLL_S)
+            except queue.Empty:
+                if self._closed:
+                    raise KeyboardInterrupt from None
+                if not self._alive:
+                    raise MachineError(
+                        "no node of the Ray cluster is left", "start nodes, then resume the run"
+                    ) from None
+
+    def _replace(self, actor: Any, message: Message, error: Exception) -> None:
+        """Another actor for one that is lost, where the cluster has a core for it."""
+        if self._closed:
+            raise KeyboardInterrupt from None
+        self._ray.kill(actor)  # one that cannot be reached may still have its core
+        with self._lock:
+            self._alive -= 1
+            room = self._alive < self._cores()
+        content, node = message.content, message.metadata.dst_node_id
+        number = int(content[INSTRUCTION]["round"]) if INSTRUCTION in content else 0
+        self._rerun(number, client_name(node - FIRST_NODE), type(error).__name__)
+        if room:
+            self._take_on(self._actor())
+
+
+def _size(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())
