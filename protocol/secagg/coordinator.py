@@ -282,9 +282,8 @@ class Attempt:
         pairs = decode_reveals(message, len(owners))
         for owner, (kind, data) in zip(owners, pairs, strict=True):
             if (kind == SELF_MASK) != (owner in self.masked) or shamir.from_bytes(data) is None:
-                raise _bad(
-                    "unmask.kind", client, f"a share of {owner.hex()} that was not asked for"
-                )
+                fault = f"a share of {owner.hex()} that was not asked for"
+                raise _bad("unmask.kind", client, fault)
         self._reveals.add(client, message)
 
     def unmask(self) -> Word:
@@ -366,10 +365,8 @@ class Attempt:
             box, public = self._sealed[source][other], self._adverts[neighbour].mask_key
             if (secret := end.pair_secret(neighbour, public, box, own=source == lost)) is None:
                 self.liars.add(source)
-                raise RoundError(
-                    f"what {source.hex()} sealed for {other.hex()} is not the secret of their pair",
-                    RETRY,
-                )
+                sealed = f"what {source.hex()} sealed for {other.hex()}"
+                raise RoundError(f"{sealed} is not the secret of their pair", RETRY)
             key = pair_key(secret, self.rid, lost, neighbour)
             masks.append((key, pair_sign(lost, neighbour)))
         return masks
