@@ -40,6 +40,7 @@ from protocol.denoiser_manifest import (
     drawn_pixels,
 )
 from protocol.encoding import seed_from
+from protocol.errors import FedgeError
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.forms import BOTTLENECK, SOFT_PROMPT
@@ -306,7 +307,10 @@ class Sites:
             if self.lost(told.round, told.attempt, phase, site):
                 raise RuntimeError("gone")
             if wire.SECAGG in content.array_records:
-                reply = self._secret(phase, site, told, content)
+                try:
+                    reply = self._secret(phase, site, told, content)
+                except FedgeError as error:  # as the product's client: a refusal is a reply
+                    return refused(message, error)
             else:
                 reply = PlainClient().mask(self._contribution(site, told.round))
             made = ArrayRecord({"masked": Array(np.frombuffer(reply, np.uint8))})
@@ -427,6 +431,13 @@ def go_on(
     start = start_of(run, number).model_dump(mode="json")
     place = before / "rounds" / f"{number:04d}" / "adapter"
     return make_run(folder, count=count, begin=place, **(sections | {"start": start}))
+
+
+def refused(message: Message, error: FedgeError) -> Message:
+    kind = type(error).__name__
+    refusal = wire.Refusal(kind=kind, cause=error.cause, remedy=error.remedy)
+    content = {wire.REPLY: ConfigRecord(wire.to_record(refusal))}
+    return Message(RecordDict(content), reply_to=message)
 
 
 def _name(site: int) -> str:
