@@ -7,6 +7,7 @@ silent subset. Messages, files and the clock are the coordinator's business.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -85,17 +86,21 @@ def open_attempt(cohort: tuple[str, ...], *, quorum: int) -> Collecting:
     return Collecting(expected=cohort, quorum=quorum)
 
 
-def accept(state: Collecting, client: str) -> Collecting:
-    """``client``'s update is in the sum."""
-    _must_be_waiting(state, client)
-    return replace(state, used=tuple(sorted((*state.used, client))))
+def accept(state: Collecting, *clients: str) -> Collecting:
+    """Their updates are in the sum."""
+    _must_be_waiting(state, clients)
+    return replace(state, used=tuple(sorted((*state.used, *clients))))
 
 
 def drop(state: Collecting, client: str, reason: Reason, detail: str) -> Collecting:
     """``client`` will not take part in this attempt."""
-    _must_be_waiting(state, client)
-    dropped = Dropped(client=client, reason=reason, detail=detail)
-    ordered = sorted((*state.dropped, dropped), key=lambda each: each.client)
+    return drop_all(state, [Dropped(client=client, reason=reason, detail=detail)])
+
+
+def drop_all(state: Collecting, dropped: Sequence[Dropped]) -> Collecting:
+    """None of these will: of thousands one by one would be quadratic."""
+    _must_be_waiting(state, [each.client for each in dropped])
+    ordered = sorted((*state.dropped, *dropped), key=lambda each: each.client)
     return replace(state, dropped=tuple(ordered))
 
 
@@ -106,13 +111,16 @@ def close(
     unawaited: AbstractSet[str] = frozenset(),
 ) -> Complete | Failed:
     """The attempt ends: whoever still is waited for has not replied, was late, or is not needed."""
-    for client in state.waiting:
+
+    def dropped(client: str) -> Dropped:
+        reason, detail = Reason.NO_REPLY, "no answer by the deadline"
         if client in unawaited:
-            state = drop(state, client, Reason.UNAWAITED, ENOUGH)
+            reason, detail = Reason.UNAWAITED, ENOUGH
         elif client in late:
-            state = drop(state, client, Reason.LATE, "answered after the deadline")
-        else:
-            state = drop(state, client, Reason.NO_REPLY, "no answer by the deadline")
+            reason, detail = Reason.LATE, "answered after the deadline"
+        return Dropped(client=client, reason=reason, detail=detail)
+
+    state = drop_all(state, [dropped(client) for client in state.waiting])
     kind = Complete if len(state.used) >= state.quorum else Failed
     return kind(
         expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
@@ -180,11 +188,20 @@ def draw_poisson(names: list[str], *, sampling: float, random: RandomBytes) -> t
     return tuple(name for name in sorted(names) if int.from_bytes(random(8), "big") < limit)
 
 
-def _must_be_waiting(state: Collecting, client: str) -> None:
-    # Not by `waiting`: building it for every reply would be quadratic in the cohort.
-    answered = client in state.used or any(each.client == client for each in state.dropped)
-    if answered or client not in state.expected:
-        raise ValueError(f"{client} was not expected, or has answered already")
+def _must_be_waiting(state: Collecting, clients: Sequence[str]) -> None:
+    # By places in what is sorted: sets of thousands, for every reply, would be quadratic in the cohort.
+    dropped = [each.client for each in state.dropped]
+    for client in clients:
+        answered = _holds(state.used, client) or _holds(dropped, client)
+        if answered or not _holds(state.expected, client):
+            raise ValueError(f"{client} was not expected, or has answered already")
+    if len(set(clients)) != len(clients):
+        raise ValueError("a client is named twice")
+
+
+def _holds(ordered: Sequence[str], client: str) -> bool:
+    at = bisect_left(ordered, client)
+    return at < len(ordered) and ordered[at] == client
 
 
 def naming(clients: Mapping[str, str]) -> str:

@@ -69,9 +69,9 @@ def server_context(run_config: Config, *, run_id: int = 1) -> Context:
 
 @dataclass(slots=True)
 class _Pending:
-    """A message whose reply nobody has taken; ``ready`` is virtual seconds, None = never."""
+    """A message whose reply nobody has taken; ``ready`` is virtual seconds. None = never: it is not kept."""
 
-    message: Message
+    message: Message | None
     ready: float | None
     deadline: float
     reply: Message | None = None
@@ -156,9 +156,10 @@ class InProcessGrid(Grid):
             name = f"m{self._count}"
             number_message(message, name)
             ready = self._ready_at(message, now)
-            self._pending[name] = _Pending(message, ready, now + self._deadline_s)
+            kept = None if ready is None else message
+            self._pending[name] = _Pending(kept, ready, now + self._deadline_s)
             node = message.metadata.dst_node_id
-            if node in self._free_at and INSTRUCTION in message.content:
+            if kept and node in self._free_at and INSTRUCTION in message.content:
                 self._queues.setdefault(node, []).append(name)
             ids.append(name)
         return ids
@@ -196,6 +197,11 @@ class InProcessGrid(Grid):
             if len(ready) == self._ahead.most:
                 break
         return ready
+
+    def _message(self, name: str) -> Message:
+        message = self._pending[name].message
+        assert message is not None  # of one that will be answered
+        return message
 
     def close(self) -> None:
         """No client begins any more."""
@@ -250,7 +256,7 @@ class InProcessGrid(Grid):
 
     def _queue(self, name: str) -> list[str]:
         """What this message's node has not worked off, in order; the message alone where it never trains."""
-        queue = self._queues.get(self._pending[name].message.metadata.dst_node_id, [])
+        queue = self._queues.get(self._message(name).metadata.dst_node_id, [])
         return queue if name in queue else [name]
 
     def _work_off(self, until: str) -> None:
@@ -264,7 +270,7 @@ class InProcessGrid(Grid):
     def _replied(self, ready: list[str]) -> Message:
         """The first one's reply; the others are begun."""
         return self._numbered(
-            self._ahead.first(ready, lambda name: self._execute(self._pending[name].message))
+            self._ahead.first(ready, lambda name: self._execute(self._message(name)))
         )
 
     def _leaves_at(self, partition: int, phase: Phase, *, secret: bool) -> int:
