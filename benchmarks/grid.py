@@ -35,8 +35,8 @@ QUIET = {
 PAIRS = 48  # linears of 384 x 384, r 8, A and B: 48 * 2 * 8 * 384 = 294,912 coordinates
 
 
-def no_op_manifest() -> Any:
-    """A base that nobody opens."""
+def no_op_manifest(pairs: int = PAIRS) -> Any:
+    """A base that nobody opens, of so many linears."""
     from protocol.manifest import (
         FileEntry,
         Graph,
@@ -64,7 +64,7 @@ def no_op_manifest() -> Any:
         parameters=1,
         linears=[
             Linear(path=f"m.{i:03d}.query", in_features=SIDE, out_features=SIDE)
-            for i in range(PAIRS)
+            for i in range(pairs)
         ],
         head=Head(path="classifier", in_features=SIDE, labels=2),
         graph=Graph(
@@ -102,8 +102,8 @@ def prepare(folder: Path, *, clients: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def echo_app() -> Any:
-    """A ClientApp that answers with a constant update of the right size."""
+def echo_app(manifest: Any = None) -> Any:
+    """A ClientApp that answers with a constant update of the right size, with the base of ``manifest``."""
     import numpy as np
     from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
     from flwr.clientapp import ClientApp
@@ -115,7 +115,7 @@ def echo_app() -> Any:
 
     app = ClientApp()
     ready: dict[int, Any] = {}
-    base = no_op_manifest().fingerprint
+    base = (manifest or no_op_manifest()).fingerprint
 
     @app.query("hello")
     def hello(message: Message, context: Any) -> Message:

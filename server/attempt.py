@@ -119,7 +119,7 @@ class Attempt:
     def _affordable(self, names: list[str]) -> list[str]:
         """Who may take part once more. Raises PrivacyError when too few are left for a round."""
         size = self._setting.layout.only(self._parts).size
-        spent = exhausted(self._plan, self._store.spent(), names, size)
+        spent = exhausted(self._plan, self._store.ledger.tally, names, size)
         self._roster = replace(self._roster, kept_out=self._roster.kept_out | spent)
         left = [name for name in names if name not in spent]
         if len(left) < self._plan.cohort.quorum:
@@ -146,7 +146,7 @@ class Attempt:
                 participants=participants,
                 size=self._layout.size,
             )
-            self._store.spend(entry)
+            self._store.ledger.spend(entry)
 
     # -- collecting -------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class Attempt:
             ],
             "kept_out": self._roster.kept_out,
             "quorum": closed.quorum,
-            "privacy": privacy_record(self._plan, self._store.spent())
+            "privacy": privacy_record(self._plan, self._store.ledger.tally)
             if self._plan.private
             else None,
             "exchange": self._plan.secrecy.exchange,

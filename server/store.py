@@ -20,12 +20,14 @@ Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,17 +37,17 @@ from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
-from protocol.privacy.ledger import Entry, parse_entries
 from protocol.secagg.client import CHUNK
 from protocol.secagg.roster import render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaves import AskedSum
+from server.ledger import RunLedger
 from server.log import BATCH
 from storage.locks import take
 from storage.regular import sha256_of
-from storage.whole import appending, folder_that_appears, remove, sync, write_whole
+from storage.whole import folder_that_appears, remove, sync, write_whole
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl", "rosters"
@@ -89,6 +91,8 @@ class RunStore:
                 f"{folder} is in use by another coordinator", "wait for it, or stop it first"
             )
         self._lock = lock
+        self._last: int | None = None  # published, once it is known: nobody else publishes here
+        self._without_vectors = 1  # rounds below this have none
         self._sweep()
 
     def _sweep(self) -> None:
@@ -150,17 +154,10 @@ class RunStore:
             Number(run=last.run, seq=last.seq + 1, round=round_number, attempt=attempt)
         )
 
-    def spent(self) -> list[Entry]:
+    @cached_property
+    def ledger(self) -> RunLedger:
         """The privacy ledger. Raises ArtefactError for a damaged line."""
-        path = self.folder / LEDGER
-        return parse_entries(path.read_text("utf-8"), source=str(path)) if path.exists() else []
-
-    def spend(self, entry: Entry) -> None:
-        """Add to the ledger: on disk before anybody is asked for a share."""
-        if any(entry.same_sum(known) for known in self.spent()):
-            return
-        with appending(self.folder / LEDGER) as append:
-            append((entry.model_dump_json() + "\n").encode())
+        return RunLedger(self.folder / LEDGER)
 
     def close(self) -> None:
         """Release the lock."""
@@ -168,6 +165,11 @@ class RunStore:
 
     def last_round(self) -> int | None:
         """The last published round; None for a fresh folder. Raises ArtefactError for a gap."""
+        if self._last is None:
+            self._last = self._listed_last()
+        return self._last
+
+    def _listed_last(self) -> int | None:
         numbers = sorted(
             int(path.name) for path in self._rounds.iterdir() if ROUND.fullmatch(path.name)
         )
@@ -209,6 +211,7 @@ class RunStore:
             files = [new / CHECKPOINT, new / RECORD, *sorted((new / ADAPTER).iterdir())]
             digests = {f"rounds/{folder.name}/{p.relative_to(new)}": sha256_of(p) for p in files}
             (new / BATCH).write_bytes(batch(digests))
+        self._last = number
         shutil.rmtree(self._open(number), ignore_errors=True)
         return folder / BATCH
 
@@ -225,10 +228,14 @@ class RunStore:
             sync(folder)
             shutil.rmtree(gone)
 
-    def vectors_since(self, number: int) -> float | None:
-        """When a round's masked vectors were published (seconds since 1970), None without any."""
-        folder = self._rounds / f"{number:04d}" / VECTORS
-        return folder.stat().st_mtime if folder.is_dir() else None
+    def with_vectors(self) -> Iterator[tuple[int, float]]:
+        """Rounds with masked vectors, oldest first, and when these were published (seconds since 1970)."""
+        for number in range(self._without_vectors, (self.last_round() or 0) + 1):
+            folder = self._rounds / f"{number:04d}" / VECTORS
+            if folder.is_dir():
+                yield number, folder.stat().st_mtime
+            if number == self._without_vectors and not folder.is_dir():
+                self._without_vectors += 1  # none come to a round that is published
 
     def record(self, number: int) -> Record:
         """The record of a published round. Raises ArtefactError for damage."""
@@ -334,26 +341,21 @@ class RunStore:
 
     def fail_attempt(self, number: int, attempt: int, record: Record) -> None:
         """Record a failed attempt and forget its replies."""
-        path = self._rounds / f"{number:04d}.attempt{attempt}.json"
-        write_whole(path, _json(record).encode())
+        write_whole(self._failure(number, attempt), _json(record).encode())
         shutil.rmtree(self._open(number), ignore_errors=True)
 
     def failed_attempts(self, number: int) -> int:
-        """How many attempts at this round are recorded as failed."""
-        return len(self._failures(number))
+        """How many attempts at this round are recorded as failed: they are counted from 1."""
+        attempts = itertools.count(1)
+        return next(each for each in attempts if not self._failure(number, each).exists()) - 1
 
     def last_failure(self, number: int) -> Record | None:
         """The record of the last attempt at this round that failed."""
-        failures = self._failures(number)
-        if not failures:
-            return None
-        return max(
-            (dict(json.loads(path.read_text("utf-8"))) for path in failures),
-            key=lambda one: int(one["attempt"]),
-        )
+        last = self.failed_attempts(number)
+        return dict(json.loads(self._failure(number, last).read_text("utf-8"))) if last else None
 
-    def _failures(self, number: int) -> list[Path]:
-        return list(self._rounds.glob(f"{number:04d}.attempt*.json"))
+    def _failure(self, number: int, attempt: int) -> Path:
+        return self._rounds / f"{number:04d}.attempt{attempt}.json"
 
     def _open(self, number: int) -> Path:
         return self._rounds / f".{number:04d}.open"

@@ -14,6 +14,7 @@ from audit.published import Run
 from audit.sources import Folder
 from audit.verify import load_run
 from protocol.errors import FedgeError, MachineError
+from protocol.privacy.ledger import Tally
 from protocol.privacy.record import privacy_record
 from protocol.transparency.leaves import Alive
 
@@ -82,8 +83,8 @@ def _privacy(log: Run, one: Round) -> Json | None:
     """As the lines of the ledger up to this round give it; None without noise or its accountant."""
     if not log.plan.private:
         return None
-    lines = [each.leaf.entry for each in log.log.spent if each.index < one.adapter.index]
+    lines = (each.leaf.entry for each in log.log.spent if each.index < one.adapter.index)
     try:
-        return privacy_record(log.plan, lines)
+        return privacy_record(log.plan, Tally(lines))
     except MachineError:
         return None
