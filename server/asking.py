@@ -56,7 +56,7 @@ def gather(
     while waiting and clock.now() < deadline:
         if enough():
             return Missing(unawaited={client: name for name, client in waiting.items()})
-        replies = list(grid.pull_messages(list(waiting)))
+        replies = list(grid.pull_messages(waiting.keys()))  # no copy: one for each reply adds up
         for reply in replies:
             client = waiting.pop(reply.metadata.reply_to_message_id, None)
             if client is None:

@@ -38,15 +38,14 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
     enrolled = {node.node_id: node.name for node in grid.get_nodes()}
     node_ids = sorted(enrolled)
     question = RecordDict()
-    messages = [Message(question, node, wire.HELLO) for node in node_ids]
-    sent = push(grid, messages)
+    sent = push(grid, [Message(question, node, wire.HELLO) for node in node_ids])
     node_of = {asked: node for asked, node in zip(sent, node_ids, strict=True) if asked is not None}
     unsent = [node for asked, node in zip(sent, node_ids, strict=True) if asked is None]
     answers: dict[int, wire.Hello | str] = {}
     deadline = clock.now() + PATIENCE_S
     waiting = dict.fromkeys(node_of)
     while waiting and clock.now() < deadline:
-        replies = list(grid.pull_messages(list(waiting)))
+        replies = list(grid.pull_messages(waiting.keys()))
         for reply in replies:
             asked = reply.metadata.reply_to_message_id
             if asked in waiting:

@@ -25,7 +25,7 @@ from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from server.asked import asked_at_start, asked_before, asked_clients, verify_apart
 from server.asking import ask, gather
-from server.attempt import masked_bytes
+from server.attempt import masked_bytes, refusal_in
 from server.publishing import (
     asked_sums,
     log_alive_sets,
@@ -39,11 +39,8 @@ from server.rounds import (
     Complete,
     Failed,
     Reason,
-    accept,
     choose_among,
-    close,
     deal_groups,
-    drop,
     naming,
 )
 from server.secret_outcome import SecretOutcome
@@ -92,9 +89,9 @@ class SecretAttempt(SecretOutcome):
             publish_sum(self._store, self._number, secret)
             if secret.failure is None:
                 for name in secret.alive:
-                    self._collecting = accept(self._collecting, name)
+                    self._collecting.accept(name)
         self._account_for_the_rest()
-        return close(self._collecting)
+        return self._collecting.close()
 
     def _draw(self, names: list[str]) -> tuple[str, ...]:
         """Among those who may open a sum of this adapter. Raises RoundError when these are too few."""
@@ -342,9 +339,7 @@ class SecretAttempt(SecretOutcome):
             self._note(phase, name, Reason.ERROR, str(reply.error.reason))
             return
         try:
-            if wire.REPLY in reply.content.config_records:
-                fields = dict(reply.content.config_records[wire.REPLY])
-                refusal = wire.from_record(wire.Refusal, fields)
+            if (refusal := refusal_in(reply.content)) is not None:
                 self._note(phase, name, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
                 return
             message = masked_bytes(reply.content)
@@ -382,4 +377,4 @@ class SecretAttempt(SecretOutcome):
             silent = f"{lost[name]}: no answer by the deadline" if name in lost else "no answer"
             reason, detail = cause or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]
-            self._collecting = drop(self._collecting, name, reason, line)
+            self._collecting.drop(name, reason, line)

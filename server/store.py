@@ -11,7 +11,7 @@
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/; sums/ and
                             vectors/ for auditors; log.batch until its leaves are in the log's tiles
     rounds/0007.attempt1.json   the record of an attempt that failed
-    rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, sums/, vectors/,
+    rounds/.0008.open/      the open attempt: round.json, replies (:mod:`server.replies`), sums/, vectors/,
                             and ``revealing``: which secret sums clients were asked to open, by number
     rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
 
@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
@@ -45,6 +44,7 @@ from protocol.step.state import State
 from protocol.transparency.leaves import AskedSum
 from server.ledger import RunLedger
 from server.log import BATCH
+from server.replies import Replies
 from storage.locks import take
 from storage.regular import sha256_of
 from storage.whole import folder_that_appears, remove, sync, write_whole
@@ -277,13 +277,9 @@ class RunStore:
         except (OSError, ValueError):
             return None
 
-    def put_reply(self, number: int, client: str, message: bytes | memoryview) -> None:
-        """Store an update, whole; after a loss of power a client may have to train again, no more."""
-        write_whole(self._reply(number, client), message, durable=False)
-
-    def remove_reply(self, number: int, client: str) -> None:
-        """Forget an update that turned out to be unusable."""
-        self._reply(number, client).unlink(missing_ok=True)
+    def replies(self, number: int) -> Replies:
+        """What came of the open attempt in clear."""
+        return Replies(self._open(number))
 
     def forget_vectors(self, number: int, group: int | None = None) -> None:
         """Delete masked vectors and sums of the open attempt, all or a group's: there is no sum of them."""
@@ -326,19 +322,6 @@ class RunStore:
             for seq, sums in content.items()
         }
 
-    def has_reply(self, number: int, client: str) -> bool:
-        """Whether an update of ``client`` is stored for the open attempt."""
-        return self._reply(number, client).is_file()
-
-    def reply(self, number: int, client: str) -> bytes:
-        """A stored update."""
-        return self._reply(number, client).read_bytes()
-
-    def replies(self, number: int, clients: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-        """Stored updates of ``clients``, one at a time."""
-        for client in clients:
-            yield client, self.reply(number, client)
-
     def fail_attempt(self, number: int, attempt: int, record: Record) -> None:
         """Record a failed attempt and forget its replies."""
         write_whole(self._failure(number, attempt), _json(record).encode())
@@ -359,10 +342,6 @@ class RunStore:
 
     def _open(self, number: int) -> Path:
         return self._rounds / f".{number:04d}.open"
-
-    def _reply(self, number: int, client: str) -> Path:
-        # Names come from outside: quoted, a name cannot leave the folder.
-        return self._open(number) / f"{quote(client, safe='')}.reply"
 
 
 def is_revealing(rounds: Path, number: int) -> bool:
