@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from protocol.plan import Plan
@@ -20,7 +21,7 @@ def privacy_record(plan: Plan, tally: Tally) -> dict[str, Any]:
     before = plan.spent_before
     if plan.start is not None:
         names.add("")  # also for who has not taken part yet
-    spent = [client_epsilon(tally, name, privacy, before) for name in sorted(names)]
+    spent = [client_epsilon(tally, name, privacy, before) for name in _foremost(tally, names)]
     last = tally.last
     return {
         "mechanism": privacy.mechanism,
@@ -36,3 +37,16 @@ def privacy_record(plan: Plan, tally: Tally) -> dict[str, Any]:
         "xi": last.xi if last else None,
         "honest": last.honest if last else None,
     }
+
+
+def _foremost(tally: Tally, names: Iterable[str]) -> Iterator[str]:
+    """Those of ``names`` than whom nobody has spent more in both parts: epsilon grows with either."""
+    most = -1.0
+    for name in sorted(names, key=lambda each: _parts(tally, each), reverse=True):
+        if tally.spent(name).xi > most:
+            most = tally.spent(name).xi
+            yield name
+
+
+def _parts(tally: Tally, name: str) -> tuple[float, float]:
+    return tally.spent(name).rho, tally.spent(name).xi

@@ -61,7 +61,7 @@ def sign(key: Ed25519PrivateKey, tag: str, message: bytes) -> bytes:
 
 
 MOST_CHECKED = 8192
-# Of public data, by their digest alone, for a long run has many: a process that serves many clients checks each once.
+# Of public data, by its digest, for a long run has much: a process that serves many clients checks each once.
 _checked: dict[bytes, bool] = {}
 
 
