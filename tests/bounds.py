@@ -82,7 +82,16 @@ def made(folder: Path, requirements: list[str]) -> Path:
     (own,) = (folder / "lib").glob("python*/site-packages")
     (own / "beside.pth").write_text(f"{installed}\n")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if code := run([*pip, "--upgrade", *requirements]) or run([*pip, "--no-deps", "-e", ROOT]):
+    steps = (
+        [
+            "--ignore-installed",
+            "--no-deps",
+            *requirements,
+        ],  # with their programs, also where they are here
+        requirements,  # what these need in another version than is here
+        ["--no-deps", "-e", str(ROOT)],
+    )
+    if code := next(filter(None, (run([*pip, *step]) for step in steps)), 0):
         raise SystemExit(code)
     return python
 
