@@ -79,15 +79,17 @@ class Journal:
         try:
             with open_regular(self.path, most=MOST_JOURNAL) as file:
                 at, rest = file.seek(0, os.SEEK_END), b""
+                if at and file.seek(at - 1) >= 0 and file.read(1) == b"\n":
+                    at -= 1  # behind the last line that ends there is none
                 while at:
                     start = max(0, at - PIECE)
                     file.seek(start)
                     rest, at = file.read(at - start) + rest, start
                     first, *whole = rest.split(b"\n")
-                    yield from (line.decode("utf-8") for line in reversed(whole) if line)
+                    yield from (line.decode("utf-8") for line in reversed(whole))
                     rest = first
-                if rest:
-                    yield rest.decode("utf-8")
+                    if not at:
+                        yield rest.decode("utf-8")
         except FileNotFoundError:
             return
         except (OSError, UnicodeDecodeError) as error:
