@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from client.journal import Journal, Mark
@@ -46,6 +47,7 @@ class Ledger(Protocol):
 
 
 _accounts: dict[Path, tuple[Mark, Account]] = {}
+_turn = Lock()  # clients of a simulation may be side by side; a file is one client's
 
 
 class FileLedger:
@@ -71,9 +73,10 @@ class FileLedger:
             account = Account()
         for entry in parse_entries("\n".join(new), source=str(self._journal.path)):
             account.add(entry)
-        _accounts[path] = after, account
-        if len(_accounts) > MOST_ACCOUNTS:
-            del _accounts[next(iter(_accounts))]
+        with _turn:
+            _accounts[path] = after, account
+            if len(_accounts) > MOST_ACCOUNTS:
+                del _accounts[next(iter(_accounts))]
         return account
 
     def spend(self, entry: Entry, allowed: Allowed) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -92,6 +93,7 @@ class _Index:
 
 
 _indices: dict[Path, _Index] = {}
+_turn = Lock()  # clients of a simulation may be side by side; a file is one client's
 
 
 class FileOpenings:
@@ -146,10 +148,11 @@ class FileOpenings:
         for line in list(self._parsed(new)):  # all of them, or none
             index.add(line)
         index.mark = mark
-        _indices.pop(path, None)
-        _indices[path] = index
-        if len(_indices) > MOST_INDICES:
-            del _indices[next(iter(_indices))]
+        with _turn:
+            _indices.pop(path, None)
+            _indices[path] = index
+            if len(_indices) > MOST_INDICES:
+                del _indices[next(iter(_indices))]
         return index
 
     def _lines(self) -> Iterator[Line]:
