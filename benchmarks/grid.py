@@ -333,9 +333,7 @@ def main() -> None:
     print(
         f"  in-process grid: {one['cpu_ms']:.2f} CPU-ms, {one['wall_ms']:.2f} ms wall per client and round (aim: 0.8)"
     )
-    print(
-        f"  peak memory, {arguments.clients} over {few} clients: {growth:.2f}x (aim: 1.10)"
-    )
+    print(f"  peak memory, {arguments.clients} over {few} clients: {growth:.2f}x (aim: 1.10)")
     if ratio is None:
         print("  over Ray: not measured here (pip install -e '.[ray]')")
     else:

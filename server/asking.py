@@ -33,8 +33,7 @@ def ask(
 ) -> tuple[dict[str, str], list[str]]:
     """Push one message per client; (message ids with clients, clients it could not be sent to)."""
     clients = list(contents)
-    messages = [Message(contents[one], nodes[one], kind, group_id=group) for one in clients]
-    sent = push(grid, messages)
+    sent = push(grid, clients, lambda one: Message(contents[one], nodes[one], kind, group_id=group))
     asked = {name: one for one, name in zip(clients, sent, strict=True) if name is not None}
     return asked, [one for one, name in zip(clients, sent, strict=True) if name is None]
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,8 +32,9 @@ class Replies:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, Path] = {}  # of updates that are in no sum yet, by client
-        self._spare: list[Path] = []  # of those that are
+        # Names are plain strings: a Path keeps each of its parts in the interpreter's table for good.
+        self._files: dict[str, str] = {}  # of updates that are in no sum yet, by client
+        self._spare: list[str] = []  # of those that are
 
     @property
     def full(self) -> bool:
@@ -53,9 +55,9 @@ class Replies:
         self._files[client] = self._path(client)
         os.replace(spare, self._files[client])
 
-    def _new(self) -> Path:
-        path = self._folder / ".spare"
-        path.unlink(missing_ok=True)  # of a process that was killed
+    def _new(self) -> str:
+        path = os.path.join(self._folder, ".spare")
+        _unlink(path)  # of a process that was killed
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE))
         return path
 
@@ -63,12 +65,13 @@ class Replies:
         """An update that was kept; None without one."""
         path = self._path(client)
         try:
-            data = path.read_bytes()
+            with open(path, "rb") as file:
+                data = file.read()
         except FileNotFoundError:
             return None
         message = data[HEADER.size :]
         if data[: HEADER.size] != _header(client, message):
-            path.unlink()
+            _unlink(path)
             return None
         self._files[client] = path
         return message
@@ -76,7 +79,7 @@ class Replies:
     def remove(self, client: str) -> None:
         """Forget an update that turned out to be unusable."""
         self._files.pop(client, None)
-        self._path(client).unlink(missing_ok=True)
+        _unlink(self._path(client))
 
     def keep_sum(self, data: bytes) -> None:
         """Keep the sum of all that came in the place of its updates."""
@@ -96,11 +99,16 @@ class Replies:
 
     def summed(self, clients: Iterable[str]) -> None:
         """``clients`` are in the sum: their files may hold half of something else by now."""
-        self._spare += [path for path in map(self._path, clients) if path.is_file()]
+        self._spare += [path for path in map(self._path, clients) if os.path.isfile(path)]
 
-    def _path(self, client: str) -> Path:
+    def _path(self, client: str) -> str:
         # Names come from outside: quoted, a name cannot leave the folder.
-        return self._folder / f"{quote(client, safe='')}.reply"
+        return os.path.join(self._folder, f"{quote(client, safe='')}.reply")
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _header(client: str, message: bytes | memoryview) -> bytes:
