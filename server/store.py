@@ -217,7 +217,8 @@ class RunStore:
 
     def batches(self) -> list[Path]:
         """Where leaves may lie that are not in the log's tiles yet."""
-        return sorted(self._rounds.glob(f"[0-9]*/{BATCH}"))
+        found = self._rounds.glob(f"[0-9]*/{BATCH}")
+        return sorted(found, key=lambda path: int(path.parent.name))
 
     def drop_vectors(self, number: int) -> None:
         """Delete a round's masked vectors."""
