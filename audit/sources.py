@@ -16,6 +16,7 @@ from typing import Protocol
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
 from protocol.transparency.lists import list_path
+from protocol.transparency.sum_leaves import MOST_BOXES_BYTES
 from protocol.web_page import REMEDY as WEB_PAGE
 from storage.downloads import CutError, PageError, opened
 from storage.regular import open_regular
@@ -26,6 +27,7 @@ MOST_OF = (  # of those that have to be small, in bytes
     (re.compile(r"log/lists/.*"), 2**23),
     (re.compile(r"log/tile/entries/.*"), 256 * (2 + 65_535)),
     (re.compile(r"log/tile/.*"), 256 * 32),
+    (re.compile(r".*\.boxes\.json"), MOST_BOXES_BYTES),
     (re.compile(r".*\.(json|jsonl|chunks|tlog-proof)"), 2**26),
     (re.compile(r".*log\.batch"), 2**29),
 )

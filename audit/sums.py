@@ -20,7 +20,7 @@ from audit.order import advert_head
 from audit.published import REMEDY, Members, Run
 from audit.report import Findings
 from audit.sources import MissingError
-from protocol.encoding import canonical_json, parse_canonical
+from protocol.encoding import canonical_json
 from protocol.errors import ProofError
 from protocol.layout import Vector
 from protocol.secagg.agreement import Keys
@@ -51,6 +51,7 @@ from protocol.transparency.proofs import tree_root
 from protocol.transparency.sum_leaves import (
     SumLeaves,
     boxes_path,
+    parse_boxes,
     sum_path,
     transcript_of,
     vector_path,
@@ -359,9 +360,9 @@ def _boxes(run: Run, number: int, leaves: SumLeaves) -> list[PairBox]:
     if sha256(data) != leaves.reveal.boxes:
         raise _bad(f"{path} is not the file of `reveal`")
     try:
-        return [PairBox.model_validate(entry) for entry in parse_canonical(data)]
-    except (ValueError, TypeError, RecursionError):
-        raise _bad(f"{path} holds no boxes") from None
+        return parse_boxes(data)
+    except ProofError as error:
+        raise _bad(f"{path}: {error.cause}") from None
 
 
 def _odd_term(mine: Mapping[str, object], given: Mapping[str, object]) -> str:

@@ -1,24 +1,28 @@
 """A secret sum of thousands of clients: right to the last bit, and what it costs the coordinator and a client.
 
-    python benchmarks/many_clients.py [--clients 1000 2000] [--coordinates 100000] [--lost 0.05] [--by signatures] [--json]
+    python benchmarks/many_clients.py [--clients 1000 10000] [--coordinates 100000] [--lost 0.05] [--by log] [--audit] [--json]
 
-The protocol's own two sides in two processes: the coordinator here, so that its processor time and peak memory are
-its own, all clients in the other, which keeps what each of them keeps between phases. A share of the clients is lost
-after it has shared, another that size after it has masked. `--by log`: the alive set is agreed on as under witnesses,
-without the log and its proof, so that no client checks two thirds of all signatures. The sum is compared with the one that the clients know.
+A whole round of the coordinator as it runs a plan, its phases, its log and its files, in this process, so that processor
+time and peak memory are its own: through the in-process grid to clients in another process that keep the protocol,
+train nothing and hold what a client keeps between phases. A share of the clients is lost after it has shared,
+another that size after it has masked. Who is in the sum is agreed on `--by log`, under a witness, or `--by signatures`
+(up to 2,000 clients). The published words are compared with those that the clients know. With `--audit` masked vectors
+are kept, and an auditor, in a process of its own, checks every signature and adds all of them again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
-import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,194 +32,217 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.secagg import client
-from protocol.secagg.client import check_alive
-from protocol.secagg.coordinator import Attempt, Parameters
-from protocol.secagg.messages import decode_ids
-from protocol.secagg.primitives import Suite, client_id
+from audit.log_copy import Trust
+from audit.sources import Folder
+from audit.verify import audit
+from benchmarks.protocol_clients import Asked
+from protocol.manifest import FileEntry, Graph, Head, Linear, Manifest, TensorEntry, fingerprint_of
+from protocol.plan import Plan, plan_from
+from protocol.secagg.primitives import client_id
+from protocol.transparency.note import KeyType, VerifierKey
+from protocol.transparency.witness import (
+    Cosigned,
+    Witnessed,
+    consider,
+    parse_add_checkpoint,
+    witness_key,
+)
+from server.coordinator import run_rounds
+from server.store import RunStore
+from server.witnessing import Answer
+from simulations.clock import VirtualClock
+from simulations.grid import InProcessGrid
 
-SID, BITS, TERMS = bytes(32), 16, {"round": 1}
-
-
-class Clients:
-    """All clients of an attempt: keys, states, and the sum of what they masked."""
-
-    def __init__(self, count: int, coordinates: int) -> None:
-        keys = [Ed25519PrivateKey.generate() for _ in range(count)]
-        self.keys = {client_id(key.public_key().public_bytes_raw()): key for key in keys}
-        self.roster = {
-            member: key.public_key().public_bytes_raw() for member, key in self.keys.items()
-        }
-        self.policy = client.Policy(roster=self.roster, minimum=3)
-        self.states: dict[bytes, Any] = {}
-        self.vectors: dict[bytes, bytes] = {}
-        self.rng, self.coordinates = np.random.default_rng(0), coordinates
-
-    def advertise(self, member: bytes, _: bytes) -> bytes:
-        self.states[member], reply = client.advertise(
-            self.keys[member], sid=SID, seq=1, random=os.urandom
-        )
-        return reply
-
-    def share(self, member: bytes, message: bytes) -> bytes:
-        self.states[member], reply = client.share(
-            self.states[member],
-            message,
-            key=self.keys[member],
-            policy=self.policy,
-            random=os.urandom,
-        )
-        return reply
-
-    def mask(self, member: bytes, message: bytes) -> bytes:
-        opened = client.open_shares(self.states[member], message, TERMS, policy=self.policy)
-        words = np.full(self.coordinates, int(self.rng.integers(2**BITS)), np.uint16)
-        words += np.arange(self.coordinates, dtype=np.uint16)
-        self.vectors[member] = words[:1].tobytes()
-        key, suite = self.keys[member], Suite.AES_256_CTR
-        self.states[member], reply = client.mask(opened, words, bits=BITS, suite=suite, key=key)
-        return reply
-
-    def reveal(self, member: bytes, message: bytes) -> bytes:
-        state, alive = self.states.pop(member), decode_ids(message, "alive")
-        check_alive(state, alive, self.policy)
-        return client.reveal(client.Agreed(before=state, alive=alive))
-
-    def agree(self, member: bytes, message: bytes) -> bytes:
-        self.states[member], reply = client.agree_on_alive(
-            self.states[member], message, key=self.keys[member], policy=self.policy
-        )
-        return reply
-
-    def unmask(self, member: bytes, message: bytes) -> bytes:
-        state = self.states.pop(member)
-        return client.unmask(state, message, policy=self.policy)
-
-    def total(self, alive: Iterable[bytes]) -> np.ndarray[Any, Any]:
-        """The sum of what these clients had."""
-        each = np.arange(self.coordinates, dtype=np.uint16)
-        total = np.zeros(self.coordinates, np.uint16)
-        for member in alive:
-            total += each + np.frombuffer(self.vectors[member], np.uint16)
-        return total
+LOG, WITNESS = "log.example/run", "w.example"
+SOON_S = 3600.0
 
 
-def serve(pipe: Connection, count: int, coordinates: int) -> None:
-    """The clients' process: (phase, client, message or None for the one before) to replies."""
-    clients = Clients(count, coordinates)
-    pipe.send(clients.roster)
-    common = b""
-    while request := pipe.recv():
-        phase, member, message = request
-        if phase == "total":
-            pipe.send(clients.total(message))
-            continue
-        common = common if message is None else message
-        pipe.send(getattr(clients, phase)(member, common))
+def manifest_of(coordinates: int) -> Manifest:
+    """A base that nobody opens: one linear, with which a plan of :func:`plan_of` has so many coordinates."""
+    width = coordinates // 10
+    graph = Graph(file="g", opset=20, accuracy_level=0, inputs=["i"], output="logits", slots=[])
+    listed = Manifest(
+        **dict.fromkeys(("layers", "parameters"), 1),
+        fingerprint="a" * 64,
+        source="none",
+        task="sequence-classification",
+        family="bert",
+        pooling="mean",
+        bits=4,
+        block=32,
+        hidden_size=width,
+        embedding_size=width,
+        vocab_size=9,
+        max_positions=128,
+        embedding_std=0.05,
+        linears=[Linear(path="m.0.query", in_features=width, out_features=width)],
+        head=Head(path="classifier", in_features=width, labels=2),
+        graph=graph,
+        tensors={"w": TensorEntry(dtype="float32", shape=[1], sha256="0" * 64)},
+        files={
+            name: FileEntry(sha256="0" * 64, bytes=1)
+            for name in ("g", "config.json", "tokenizer.json")
+        },
+        made_with={},
+    )
+    return listed.model_copy(update={"fingerprint": fingerprint_of(listed)})
+
+
+class Witness:
+    """Cosigns the log of this run."""
+
+    name = WITNESS
+
+    def __init__(self, log: VerifierKey) -> None:
+        self.log, self._latest = log, Witnessed()
+        self._key = Ed25519PrivateKey.generate()
+        self.verifier = witness_key(WITNESS, self._key)
+
+    def post(self, body: bytes) -> Answer:
+        """``add-checkpoint``."""
+        request, now = parse_add_checkpoint(body), int(time.time())
+        decided = consider(request, self._latest, [self.log], WITNESS, self._key, time=now)
+        assert isinstance(decided, Cosigned)
+        self._latest = decided.latest
+        return Answer(status=200, body=decided.line)
+
+
+def plan_of(clients: int, lost: float, manifest: Manifest, trust: Mapping[str, Any]) -> Plan:
+    """One round of all."""
+    document = {
+        "name": "many",
+        "rounds": 1,
+        "base": {"fingerprint": manifest.fingerprint},
+        "task": {"labels": ["a", "b"]},
+        "adapter": {"rank": 4, "alpha": 4.0, "targets": ["query"]},
+        "rule": {"name": "mean"},
+        "cohort": {
+            "size": clients,
+            "quorum": math.floor(clients * (1 - 1.5 * lost)),
+            "deadline_s": SOON_S,
+            "attempts": 1,
+        },
+        "audit": dict(trust),
+    }
+    return plan_from(document, source="the benchmark")
+
+
+def audited(run: Path, pipe: Connection) -> None:
+    """An auditor's process: (verdict of the round, CPU seconds, peak bytes)."""
+    report = audit(Folder(run), Trust())
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    pipe.send((usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
+    seconds = usage.ru_utime + usage.ru_stime
+    pipe.send((report.rounds[1].verdict, round(seconds, 2), usage.ru_maxrss * 1024))
 
 
-class Asked:
-    """Clients behind a pipe, and how many bytes went each way per client."""
-
-    def __init__(self, count: int, coordinates: int) -> None:
-        self.pipe, other = multiprocessing.Pipe()
-        arguments = (other, count, coordinates)
-        multiprocessing.get_context("spawn").Process(
-            target=serve, args=arguments, daemon=True
-        ).start()
-        self.roster: dict[bytes, bytes] = self.pipe.recv()
-        self.up, self.down = dict.fromkeys(self.roster, 0), dict.fromkeys(self.roster, 0)
-
-    def ask(self, phase: str, member: bytes, message: bytes, *, again: bool = False) -> bytes:
-        self.pipe.send((phase, member, None if again else message))
-        reply: bytes = self.pipe.recv()
-        self.down[member] += len(message)
-        self.up[member] += len(reply)
-        return reply
+def audit_of(run: Path) -> dict[str, Any]:
+    """Figures of :func:`audited`."""
+    pipe, other = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=audited, args=(run, other)).start()
+    verdict, seconds, peak = pipe.recv()
+    assert verdict == "ok", verdict
+    return {"auditor_cpu_s": seconds, "auditor_peak_bytes": peak}
 
 
-def summed(count: int, coordinates: int, lost: float, by: str) -> dict[str, Any]:
-    """One attempt; figures of it."""
-    asked, start = Asked(count, coordinates), time.process_time()
-    parameters = Parameters(sid=SID, seq=1, roster=asked.roster, minimum=3, bits=BITS)
-    attempt, ids = Attempt(parameters), sorted(asked.roster)
-    for member in ids:
-        attempt.receive_advert(member, asked.ask("advertise", member, b""))
-    message = attempt.close_adverts(ids)
-    for number, member in enumerate(ids):
-        attempt.receive_shares(member, asked.ask("share", member, message, again=number > 0))
-    attempt.fix_members()
-    gone = set(ids[:: round(1 / lost)]) if lost else set()
-    for member, message in attempt.close_shares(TERMS, count=coordinates).items():
-        if member not in gone:
-            attempt.receive_masked(member, asked.ask("mask", member, message))
-    message = attempt.close_masked()
+def summed(
+    count: int, coordinates: int, lost: float, by: str, *, with_audit: bool
+) -> dict[str, Any]:
+    """One round; figures of it."""
+    manifest, key = manifest_of(coordinates), Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    witness = Witness(VerifierKey(name=LOG, type=KeyType.ED25519, public=public))
+    trust: dict[str, Any] = {"retention_days": 30 if with_audit else 0}
     if by == "log":
-        attempt.agreed_by_log()
-    else:
-        for number, member in enumerate(attempt.alive):
-            attempt.receive_alive(member, asked.ask("agree", member, message, again=number > 0))
-        message = attempt.close_alive()
-    late = set(ids[1 :: round(1 / lost)]) if lost else set()
-    revealing = [member for member in attempt.alive if member not in late]
-    phase = "reveal" if by == "log" else "unmask"
-    for number, member in enumerate(revealing):
-        attempt.receive_unmask(member, asked.ask(phase, member, message, again=number > 0))
-    words = attempt.unmask()
-    seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    asked.pipe.send(("total", b"", list(attempt.alive)))
-    assert (words == asked.pipe.recv()).all(), "the sum is another"
-    asked.pipe.send(None)
-    clients_seconds, clients_peak = asked.pipe.recv()
-    member = revealing[0]
+        trust |= {"log": witness.log.encode(), "witnesses": [witness.verifier.encode()]}
+        trust["witness_quorum"] = 1
+    plan = plan_of(count, lost, manifest, trust)
+    asked = Asked(plan, count, 10 * (coordinates // 10) + 2, lost)
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(Path(folder) / "run")
+        own = key if by == "log" else None
+        figures = coordinated(asked, store, manifest, log_key=own, witnesses=[witness])
+        record = store.record(1)
+        words = np.frombuffer((store.folder / "rounds/0001/sums/0.sum").read_bytes(), "<u2")
+        store.close()
+        if with_audit:
+            figures |= audit_of(store.folder)
+    alive = [client_id(asked.roster[name]) for name in record["used"]]
+    assert (words == asked.total(alive)).all(), "the sum is another"
+    seconds, peak = asked.ended()
+    traffic = max(asked.traffic, key=lambda each: each.up)  # of one that was there to the end
     return {
         "clients": count,
         "by": by,
         "coordinates": coordinates,
-        "in_sum": len(attempt.alive),
-        "lost_before_masks": len(attempt.members) - len(attempt.alive),
-        "lost_after_masks": len(late - gone),
-        "coordinator_cpu_s": round(seconds, 2),
-        "coordinator_peak_bytes": peak,
-        "client_cpu_s": round(clients_seconds / count, 4),
-        "clients_peak_bytes": clients_peak,
-        "up_bytes": asked.up[member],
-        "up_beyond_vector_bytes": asked.up[member] - 2 * coordinates,
-        "down_bytes": asked.down[member],
+        "in_sum": len(record["used"]),
+        "lost": len(record["lost"]),
+        **figures,
+        "client_cpu_s": round(seconds / count, 4),
+        "clients_peak_bytes": peak,
+        "up_bytes": traffic.up,
+        "up_beyond_vector_bytes": traffic.up - words.nbytes,
+        "down_bytes": traffic.down,
     }
+
+
+def coordinated(asked: Asked, store: RunStore, manifest: Manifest, **trust: Any) -> dict[str, Any]:
+    """The run of ``asked``'s plan; what it took this process."""
+    clock, count = VirtualClock(), len(asked.roster)
+    start = time.process_time()
+    run_rounds(
+        plan=asked.plan,
+        manifest=manifest,
+        grid=InProcessGrid(asked.app(), count, clock=clock, deadline_s=SOON_S),
+        store=store,
+        clock=clock,
+        roster_keys=asked.roster,
+        **trust,
+    )
+    return {
+        "coordinator_cpu_s": round(time.process_time() - start, 2),
+        "coordinator_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """How the coordinator's time grew from each number of clients to the next, and how n log n did."""
+    grown = []
+    for few, many in pairwise(rows):
+        n, more = few["clients"], many["clients"]
+        grown.append(
+            {
+                "from": n,
+                "to": more,
+                "cpu": round(many["coordinator_cpu_s"] / few["coordinator_cpu_s"], 2),
+                "n_log_n": round(more * math.log(more) / (n * math.log(n)), 2),
+            }
+        )
+    return grown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 2000])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--coordinates", type=int, default=100_000)
     parser.add_argument("--lost", type=float, default=0.05)
-    parser.add_argument("--by", choices=("signatures", "log"), default="signatures")
+    parser.add_argument("--by", choices=("signatures", "log"), default="log")
+    parser.add_argument("--audit", action="store_true")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    counts, rows = arguments.clients, []
-    if len(counts) == 1:
-        rows.append(summed(counts[0], arguments.coordinates, arguments.lost, arguments.by))
-    else:  # a process each: a peak is of one attempt
-        rest = (
-            "--coordinates",
-            arguments.coordinates,
-            "--lost",
-            arguments.lost,
-            "--by",
-            arguments.by,
-            "--json",
-        )
-        for count in counts:
-            command = [sys.executable, __file__, "--clients", count, *rest]
-            output = subprocess.run(
-                [str(part) for part in command], check=True, stdout=subprocess.PIPE
-            ).stdout
+    asked = parser.parse_args()
+    common = (asked.coordinates, asked.lost, asked.by)
+    if len(asked.clients) == 1:
+        rows = [summed(asked.clients[0], *common, with_audit=asked.audit)]
+    else:  # a process each: a peak is of one round
+        names = ("--coordinates", "--lost", "--by")
+        rest = [str(part) for pair in zip(names, common, strict=True) for part in pair]
+        rest += ["--json", *(["--audit"] if asked.audit else [])]
+        rows = []
+        for count in asked.clients:
+            command = [sys.executable, __file__, "--clients", str(count), *rest]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
             rows += json.loads(output)["sums"]
-    print(json.dumps({"sums": rows}, indent=None if arguments.json else 1))
+    figures = {"sums": rows, "grown": ratios(rows)}
+    print(json.dumps(figures, indent=None if asked.json else 1))
 
 
 if __name__ == "__main__":

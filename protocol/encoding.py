@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from protocol.documents import parse_json
+from protocol.documents import MOST_VALUES, parse_json
 
 MOST_CANONICAL = 2**26  # bytes that are read
 
@@ -46,12 +46,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical form")
 
 
-def parse_canonical(data: bytes) -> Any:
-    """The value of canonical JSON bytes. Raises ValueError for any other spelling of it.
+def parse_canonical(data: bytes, *, most: int = MOST_CANONICAL, values: int = MOST_VALUES) -> Any:
+    """The value of canonical JSON bytes. Raises ValueError for any other spelling of it, or more of it.
 
     No real numbers, no repeated keys, no integer of 2^53 or more in magnitude, no more than 32 levels.
     """
-    value = parse_json(data, most=MOST_CANONICAL)
+    value = parse_json(data, most=most, values=values)
     _check_exact(value)
     if canonical_json(value) != data:
         raise ValueError("not in canonical form")

@@ -10,6 +10,7 @@ from operator import gt
 from protocol.plan import Plan
 from protocol.plan_sections import Secrecy
 from protocol.privacy.legality import Said
+from protocol.secagg.agreement import Keys
 from protocol.secagg.graph import (
     COMPLETE_UP_TO,
     LEAST_SUMMANDS,
@@ -19,11 +20,17 @@ from protocol.secagg.graph import (
     threshold,
 )
 from protocol.transparency.lists import INLINE_UP_TO
+from protocol.transparency.shown import MOST_CHARACTERS
 
-MOST_IN_SUM = 2000
+MOST_SIGNED = 2000  # of one sum, where its clients sign who is in it, or its keys are hybrid
+MOST_LOGGED = 10_000  # where a witnessed log says who is in it
 CLIENT_BYTES, GROUP_BYTES, LEAF_ROOM = 35, 120, 48_000  # of ids by group in one leaf (P-8.5)
 DIGEST_CLIENTS = 2  # room of as many has the digest of a list (P-8.19)
 SELDOM = 0.01  # of the sums may be in vain
+TAIL_BYTES = {
+    Keys.X25519: 1600,
+    Keys.HYBRID: 6400,
+}  # of a client's leaves up to its vector, as a text
 
 
 def said_of_secrecy(plan: Plan) -> Iterator[Said]:
@@ -49,20 +56,7 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
             "of two groups nobody can tell which one is wrong",
             "at least 3, or 1",
         )
-    if plan.largest_sum > MOST_IN_SUM:
-        yield (
-            "error",
-            "cohort.size",
-            f"a sum of more than {MOST_IN_SUM} clients: nobody has measured whether it ends",
-            f"secrecy.groups = {max(3, -(-plan.cohort.asked // MOST_IN_SUM))} makes small enough sums",
-        )
-    elif plan.largest_sum > COMPLETE_UP_TO and plan.privacy.mechanism == "distributed":
-        yield (
-            "error",
-            "cohort.size",
-            f"noise is reckoned for sums of at most {COMPLETE_UP_TO} clients, in which nobody can be apart",
-            f"secrecy.groups = {max(3, -(-plan.cohort.asked // COMPLETE_UP_TO))} makes small enough sums",
-        )
+    yield from _sizes(plan)
     yield from _room(plan)
     if plan.secrecy.keys == "x25519":
         yield (
@@ -73,6 +67,59 @@ def said_of_secrecy(plan: Plan) -> Iterator[Said]:
         )
     yield from _losses(plan)
     yield from _spare(plan)
+    yield from _failures(plan)
+
+
+def most_in_sum(plan: Plan) -> int:
+    """Clients of one sum. (P-6.3)"""
+    return MOST_LOGGED if plan.witnessed and Keys(plan.secrecy.keys) is Keys.X25519 else MOST_SIGNED
+
+
+def _sizes(plan: Plan) -> Iterator[Said]:
+    if plan.largest_sum > most_in_sum(plan):
+        yield _too_many(plan)
+    elif plan.largest_sum > COMPLETE_UP_TO and plan.privacy.mechanism == "distributed":
+        yield (
+            "error",
+            "cohort.size",
+            f"noise is reckoned for sums of at most {COMPLETE_UP_TO} clients, in which nobody can be apart",
+            f"secrecy.groups = {max(3, -(-plan.cohort.asked // COMPLETE_UP_TO))} makes small enough sums",
+        )
+
+
+def _too_many(plan: Plan) -> Said:
+    most = most_in_sum(plan)
+    cause = f"a sum of more than {most} clients"
+    remedy = f"secrecy.groups = {max(3, -(-plan.cohort.asked // most))} makes small enough sums"
+    if plan.largest_sum > MOST_LOGGED:
+        cause += ": nobody has measured whether it ends"
+    elif not plan.witnessed:
+        cause += (
+            ", each of which would be sent the signatures of two thirds of them, and check them"
+        )
+        remedy += (
+            f"; with `audit.witnesses` the log stands for signatures, up to {MOST_LOGGED} clients"
+        )
+    else:
+        cause += (
+            f" whose keys are {plan.secrecy.keys}: each would be sent all of them, 2.6 kB a client"
+        )
+        remedy += f'; with secrecy.keys = "x25519" up to {MOST_LOGGED} clients'
+    return "error", "cohort.size", cause, remedy
+
+
+def _failures(plan: Plan) -> Iterator[Said]:
+    """Of an attempt that fails once its alive sets are logged all leaves stand in the log's tail. (P-8.10)"""
+    each = TAIL_BYTES[Keys(plan.secrecy.keys)] * plan.cohort.asked
+    failures = MOST_CHARACTERS // each
+    if plan.witnessed and plan.cohort.attempts - 1 > failures:
+        yield (
+            "warning",
+            "cohort.attempts",
+            f"an attempt that fails once witnesses were asked puts up to {each / 1e6:.0f} MB before every "
+            f"client of the next: they take {failures} of them at one round, and no more",
+            "fewer clients in a round, and witnesses that are up",
+        )
 
 
 def _losses(plan: Plan) -> Iterator[Said]:

@@ -7,7 +7,7 @@ disk before it is counted. Memory does not grow with the cohort.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Phase
 from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
-from server.asking import ask, gather
+from server.asking import Missing, ask
 from server.budget import entry_for, exhausted
 from server.owing import Debt
 from server.publishing import Published
@@ -165,32 +165,29 @@ class Attempt:
         waiting = self._collecting.waiting if self._collecting.accepted < awaited else ()
         unasked = frozenset(self._collecting.waiting) - {*waiting}
         content = self._content()
-        asked, unsent = ask(
+        missing = ask(
             self._setting.grid,
-            dict.fromkeys(waiting, content),
+            self._setting.clock,
+            [(client, content) for client in waiting],
             nodes=self._roster.nodes,
             kind=f"{wire.TRAIN}.{Phase.MASK}",
             group=str(self._number),
-        )
-        for client in unsent:
-            self._drop(client, Reason.NO_REPLY, "the request could not be sent")
-        deadline = self._begun + self._plan.cohort.deadline_s
-        missing = gather(
-            self._setting.grid,
-            self._setting.clock,
-            asked,
-            deadline=deadline,
+            since=self._begun,
+            seconds=self._plan.cohort.deadline_s,
             take=self._take,
+            unsent=lambda client: self._drop(
+                client, Reason.NO_REPLY, "the request could not be sent"
+            ),
             enough=lambda: self._collecting.accepted >= awaited,
         )
-        self._owe(missing.unawaited, deadline)
+        self._owe(missing)
         return self._collecting.close(
             late=missing.late, unawaited=unasked | missing.unawaited.keys()
         )
 
-    def _owe(self, unawaited: Mapping[str, str], until: float) -> None:
-        for client, message in unawaited.items():
-            debt = Debt(self._roster.nodes[client], message, until)
+    def _owe(self, missing: Missing) -> None:
+        for client, message in missing.unawaited.items():
+            debt = Debt(self._roster.nodes[client], message, missing.deadline)
             self._setting.owing.add(client, debt)
 
     def _count_kept(self) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from flwr.serverapp import Grid
 
+from server.asking import slices
+
 
 @dataclass(frozen=True, slots=True)
 class Debt:
@@ -43,8 +45,12 @@ class Owing:
             if now < debt.until and nodes.get(client) == debt.node
         }
         asked = {debt.message: client for client, debt in self.debts.items()}
-        while asked and (replies := list(grid.pull_messages(list(asked)))):
-            for reply in replies:
-                if client := asked.pop(reply.metadata.reply_to_message_id, ""):
-                    del self.debts[client]
+        for ids in slices(asked):
+            while left := [message for message in ids if message in asked]:
+                replies = list(grid.pull_messages(left))
+                if not replies:
+                    break
+                for reply in replies:
+                    if client := asked.pop(reply.metadata.reply_to_message_id, ""):
+                        del self.debts[client]
         return frozenset(self.debts)

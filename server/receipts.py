@@ -11,7 +11,15 @@ from protocol.exchange import Phase
 from protocol.transparency.leaf_codec import decode_leaf
 from protocol.transparency.leaves import Abort, Adapter, Leaf, Vector
 from protocol.transparency.receipts import Receipt
-from protocol.transparency.shown import Given, Proven, Shown, Tail, Told, decode_text, nodes_text
+from protocol.transparency.shown import (
+    Given,
+    Proven,
+    Tail,
+    Told,
+    decode_text,
+    encode_shown,
+    nodes_text,
+)
 from server.log import RunLog
 from server.secret_sum import SecretSum
 from server.setting import Setting
@@ -27,6 +35,7 @@ class ClientsLog:
         # The first message after the masked vector.
         self._receipted = Phase.UNMASK if setting.plan.witnessed else Phase.AGREE
         self._found: _Found | None = None
+        self._tail = ""  # as a text, of megabytes where attempts failed under witnesses
 
     def heard(self, phase: Phase, one: bytes, content: RecordDict) -> None:
         """Note what a client's reply tells of its memory. Raises KeyError, ArtefactError or SecrecyError."""
@@ -38,7 +47,7 @@ class ClientsLog:
     def beside(self, phase: Phase, made: SecretSum, one: bytes) -> dict[str, ConfigRecord]:
         """The record that goes with the phase's message to a client; none in most phases."""
         if phase is Phase.SHARE:
-            text = self._shown(one).encode()
+            text = self._shown(one)
         elif phase is self._receipted:
             text = self._given(made, one).encode()
         else:
@@ -58,20 +67,21 @@ class ClientsLog:
         )
         return Given(key=self._log.verifier.encode(), receipt=self._log.receipt(receipt))
 
-    def _shown(self, one: bytes) -> Shown:
+    def _shown(self, one: bytes) -> str:
         log, told = self._log, self._told.get(one, Told(size=0, open=[]))
         known = told.size if told.size <= log.size else log.size  # it will not like what it gets
         if self._found is None:  # nothing is logged while shares are asked for
             self._found = _Found(log)
-        return Shown(
+            self._tail = self._last_leaves().encode()
+        return encode_shown(
             key=log.verifier.encode(),
             checkpoint=log.note,
             consistency=nodes_text(log.tree.consistency(known)),
-            tail=self._tail(),
+            tail=self._tail,
             proven=[self._proven(at) for at in self._found.of(one, told)],
         )
 
-    def _tail(self) -> Tail:
+    def _last_leaves(self) -> Tail:
         """From the last `adapter` on: it stands at the end, unless attempts have failed since."""
         start = self._log.last(Adapter)
         assert start is not None  # round 0's came before anybody was asked

@@ -5,9 +5,7 @@ Flower's node ids are random; names are what cohorts, records and seeds are made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,8 +18,6 @@ from server.clock import Clock
 
 PATIENCE_S = 60.0  # for the answers of nodes that are connected
 POLL_S = 0.2
-AT_ONCE = 512  # messages of one request
-T = TypeVar("T")
 DETAIL = 500  # characters of somebody else's text that a record keeps
 NODE = "node "  # and its number: one whose name is not known
 
@@ -42,14 +38,15 @@ def call_roll(grid: Grid, clock: Clock, *, base: str) -> Roster:
     enrolled = {node.node_id: node.name for node in grid.get_nodes()}
     node_ids = sorted(enrolled)
     question = RecordDict()
-    sent = push(grid, node_ids, lambda node: Message(question, node, wire.HELLO))
+    messages = [Message(question, node, wire.HELLO) for node in node_ids]
+    sent = push(grid, messages)
     node_of = {asked: node for asked, node in zip(sent, node_ids, strict=True) if asked is not None}
     unsent = [node for asked, node in zip(sent, node_ids, strict=True) if asked is None]
     answers: dict[int, wire.Hello | str] = {}
     deadline = clock.now() + PATIENCE_S
     waiting = dict.fromkeys(node_of)
     while waiting and clock.now() < deadline:
-        replies = list(grid.pull_messages(waiting.keys()))
+        replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
             asked = reply.metadata.reply_to_message_id
             if asked in waiting:
@@ -75,19 +72,14 @@ def without_unnamed(roster: Roster, cohort: Cohort) -> Roster:
     return Roster(nodes=nodes, kept_out=kept_out)
 
 
-def push(grid: Grid, to: Sequence[T], make: Callable[[T], Message]) -> list[str | None]:
-    """Make and push a message for each of ``to``; its id, None for one that could not be sent.
+def push(grid: Grid, messages: list[Message]) -> list[str | None]:
+    """Push; one id per message, None for one that could not be sent.
 
-    So many at a time that neither a request nor what is held at once grows with the cohort. Flower's HTTP
-    grid marks single failures by None and answers a refused request as a whole (payload too large) with an
-    empty list.
+    Flower's HTTP grid marks single failures by None and answers a refused request as a whole
+    (payload too large) with an empty list.
     """
-    sent: list[str | None] = []
-    for at in range(0, len(to), AT_ONCE):
-        messages = [make(one) for one in to[at : at + AT_ONCE]]
-        ids: list[str | None] = [name or None for name in grid.push_messages(messages)]
-        sent += ids if len(ids) == len(messages) else [None] * len(messages)
-    return sent
+    ids: list[str | None] = [name or None for name in grid.push_messages(messages)]
+    return ids if len(ids) == len(messages) else [None] * len(messages)
 
 
 def _hello(reply: Message, enrolled: str) -> wire.Hello | str:

@@ -7,7 +7,7 @@ same cohort again under the next sequence number, and the sum, being exact, is t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,7 @@ from protocol.secagg.primitives import Suite, client_id
 from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from server.asked import asked_at_start, asked_before, asked_clients, verify_apart
-from server.asking import ask, gather
+from server.asking import Content, ask
 from server.attempt import masked_bytes, refusal_in
 from server.publishing import (
     asked_sums,
@@ -284,28 +284,9 @@ class SecretAttempt(SecretOutcome):
 
     def _phase(self, phase: Phase, prepare: Prepare, receive: Receive) -> None:
         """Send each its message, hand what comes back to ``receive``; note why others are missing."""
-        common = RecordDict({wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction()))})
-        if phase is Phase.MASK:
-            common.update(self._adapters())
+        # All that is fixed for the phase is fixed before anybody is asked; a message is made in its turn.
+        prepared = [(each, each.guarded(partial(prepare, each)) or {}) for each in self._sums]
         addressees: dict[str, tuple[SecretSum, bytes]] = {}
-        contents, last, data = {}, b"", Array(np.zeros(0, np.uint8))
-        for secret in self._sums:
-            for client, message in (secret.guarded(partial(prepare, secret)) or {}).items():
-                name = secret.names[client]
-                if message is not last:  # most phases have one for all: a cohort's is long
-                    last, data = message, Array(np.frombuffer(message, np.uint8))
-                contents[name] = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
-                contents[name].update(self._clients_log.beside(phase, secret, client))
-                addressees[name] = secret, client
-        requests, unsent = ask(
-            self._setting.grid,
-            contents,
-            nodes=self._roster.nodes,
-            kind=f"{wire.TRAIN}.{phase}",
-            group=str(self._number),
-        )
-        for name in unsent:
-            self._note(phase, name, Reason.NO_REPLY, "the request could not be sent")
 
         def take(name: str, reply: Message) -> None:
             secret, client = addressees[name]
@@ -316,21 +297,45 @@ class SecretAttempt(SecretOutcome):
 
             self._received(phase, name, reply, receive_message)
 
-        clock = self._setting.clock
-        deadline = clock.now() + self._plan.cohort.deadline_s
-        missing = gather(
+        missing = ask(
             self._setting.grid,
-            clock,
-            requests,
-            deadline=deadline,
+            self._setting.clock,
+            self._contents(phase, prepared, addressees),
+            nodes=self._roster.nodes,
+            kind=f"{wire.TRAIN}.{phase}",
+            group=str(self._number),
+            seconds=self._plan.cohort.deadline_s,
             take=take,
-            enough=lambda: phase is Phase.MASK and all(secret.has_enough for secret in self._sums),
+            unsent=lambda name: self._note(
+                phase, name, Reason.NO_REPLY, "the request could not be sent"
+            ),
+            enough=lambda: phase is Phase.MASK and all(each.has_enough for each in self._sums),
         )
-        self._owe(missing.unawaited, deadline)
+        self._owe(missing)
         for name in missing.late:
             self._note(phase, name, Reason.LATE, "answered after the deadline")
         for name in missing.unawaited:
             self._note(phase, name, Reason.UNAWAITED, ENOUGH)
+
+    def _contents(
+        self,
+        phase: Phase,
+        prepared: Sequence[tuple[SecretSum, Messages]],
+        addressees: dict[str, tuple[SecretSum, bytes]],
+    ) -> Iterator[Content]:
+        """The phase's requests by name; ``addressees`` gets whose each is."""
+        common = RecordDict({wire.INSTRUCTION: ConfigRecord(wire.to_record(self.instruction()))})
+        if phase is Phase.MASK:
+            common.update(self._adapters())
+        last, data = b"", Array(np.zeros(0, np.uint8))
+        for secret, messages in prepared:
+            for client, message in messages.items():
+                if message is not last:  # most phases have one for all: a cohort's is long
+                    last, data = message, Array(np.frombuffer(message, np.uint8))
+                content = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})
+                content.update(self._clients_log.beside(phase, secret, client))
+                addressees[secret.names[client]] = secret, client
+                yield secret.names[client], content
 
     def _received(
         self, phase: Phase, name: str, reply: Message, receive: Callable[[bytes], None]

@@ -29,5 +29,5 @@ class VirtualClock:
         self._now = target
 
     def idle_until(self, moment: float) -> None:
-        """Say that nothing happens before ``moment``: the next sleep jumps there."""
-        self._next_event = moment
+        """Say that nothing happens before ``moment``: the next sleep jumps to the first such moment."""
+        self._next_event = moment if self._next_event is None else min(self._next_event, moment)

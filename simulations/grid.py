@@ -7,14 +7,13 @@ same pull run meanwhile, in threads; replies come in the same order. Nothing is 
 round see the same RecordDict object, and **a client must not change what it receives**
 (``client.app`` does not).
 
-This file is the only one that touches private names of Flower (1.41 and 1.42): the message id, the node
-that a message goes to, the task identity, the empty Run, the error code of an application. (docs/adr/0004)
+This file is the only one that touches private names of Flower (1.41 and 1.42): the message id,
+the task identity, the empty Run, the error code of an application. (docs/adr/0004)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import dataclass
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
@@ -70,30 +69,12 @@ def server_context(run_config: Config, *, run_id: int = 1) -> Context:
 
 @dataclass(slots=True)
 class _Pending:
-    """A message whose reply nobody has taken; ``ready`` is virtual seconds, None = never."""
+    """A message whose reply nobody has taken; ``ready`` is virtual seconds. None = never: it is not kept."""
 
-    like: Message  # one that was pushed with it: of ten thousand the addresses alone differ
-    node: int
-    name: str
+    message: Message | None
     ready: float | None
     deadline: float
     reply: Message | None = None
-
-    @property
-    def message(self) -> Message:
-        """The message to this node."""
-        message, metadata = copy(self.like), copy(self.like.metadata)
-        metadata.__dict__ |= {"_dst_node_id": self.node, "_message_id": self.name}
-        message.__dict__["_metadata"] = metadata
-        return message
-
-
-def _alike(one: Message, other: Message) -> bool:
-    """Whether two that are pushed differ in their addresses alone."""
-    first, second = one.metadata, other.metadata
-    return (one.content is other.content and first.message_type == second.message_type) and (
-        (first.group_id, first.ttl) == (second.group_id, second.ttl)
-    )
 
 
 class InProcessGrid(Grid):
@@ -169,14 +150,16 @@ class InProcessGrid(Grid):
         """Accept messages; no client runs yet. Returns one id per message."""
         now = self._clock.now()
         self._forget_expired(now)
-        ids, like = [], None
+        ids = []
         for message in messages:
             self._count += 1
             name = f"m{self._count}"
-            ready, node = self._ready_at(message, now), message.metadata.dst_node_id
-            like = like if like is not None and _alike(like, message) else message
-            self._pending[name] = _Pending(like, node, name, ready, now + self._deadline_s)
-            if node in self._free_at and INSTRUCTION in message.content:
+            number_message(message, name)
+            ready = self._ready_at(message, now)
+            kept = None if ready is None else message
+            self._pending[name] = _Pending(kept, ready, now + self._deadline_s)
+            node = message.metadata.dst_node_id
+            if kept and node in self._free_at and INSTRUCTION in message.content:
                 self._queues.setdefault(node, []).append(name)
             ids.append(name)
         return ids
@@ -214,6 +197,11 @@ class InProcessGrid(Grid):
             if len(ready) == self._ahead.most:
                 break
         return ready
+
+    def _message(self, name: str) -> Message:
+        message = self._pending[name].message
+        assert message is not None  # of one that will be answered
+        return message
 
     def close(self) -> None:
         """No client begins any more."""
@@ -268,7 +256,7 @@ class InProcessGrid(Grid):
 
     def _queue(self, name: str) -> list[str]:
         """What this message's node has not worked off, in order; the message alone where it never trains."""
-        queue = self._queues.get(self._pending[name].node, [])
+        queue = self._queues.get(self._message(name).metadata.dst_node_id, [])
         return queue if name in queue else [name]
 
     def _work_off(self, until: str) -> None:
@@ -282,7 +270,7 @@ class InProcessGrid(Grid):
     def _replied(self, ready: list[str]) -> Message:
         """The first one's reply; the others are begun."""
         return self._numbered(
-            self._ahead.first(ready, lambda name: self._execute(self._pending[name].message))
+            self._ahead.first(ready, lambda name: self._execute(self._message(name)))
         )
 
     def _leaves_at(self, partition: int, phase: Phase, *, secret: bool) -> int:

@@ -54,8 +54,9 @@ class LinearsOfProgram(FrozenLinears):
             sizes |= {"block_size": manifest.block, "accuracy_level": 1}  # 1: rows in float32
             return tape.op("MatMulNBits", rows, *names, domain=MICROSOFT, **sizes)
         weight = f"{path}.weight"  # by this name it stays in the base's own file
-        stored = numpy_helper.from_array(self._stored.stored_weight(path), weight)
-        tape.graph.initializer.append(stored)
+        if not any(item.name == weight for item in tape.graph.initializer):
+            stored = numpy_helper.from_array(self._stored.stored_weight(path), weight)
+            tape.graph.initializer.append(stored)
         if manifest.bits == 16:
             weight = tape.op("Cast", weight, to=TensorProto.FLOAT)
         return tape.op("Gemm", rows, weight, transB=1)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from protocol.errors import RoundError, SecrecyError
-from protocol.merkle import merkle_root
 from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys, pair_key
 from protocol.secagg.client import pair_sign, vector_root, vector_statement
@@ -48,7 +47,6 @@ from protocol.secagg.messages import (
     encode_members,
     encode_round,
     encode_signatures,
-    split_boxes,
 )
 from protocol.secagg.openings import alive_digest
 from protocol.secagg.packing import packed_size, unpack
@@ -62,6 +60,7 @@ from protocol.secagg.primitives import (
     word_type,
 )
 from protocol.secagg.rebuilding import RETRY, Rebuilder
+from protocol.secagg.relayed import Reveals, Sealed, sealed_boxes
 from protocol.secagg.transcript import PairBox, Party, Transcript, sum_digest
 
 
@@ -96,7 +95,7 @@ class Attempt:
         self._cohort: Cohort | None = None
         self._graph = Graph({})
         self._choices: dict[bytes, bytes] = {}  # of a large cohort
-        self._sealed: dict[bytes, dict[bytes, bytes]] = {}  # sender -> receiver -> bytes
+        self._sealed: dict[bytes, Sealed] = {}  # by sender
         self.rid = b""
         self.members: tuple[bytes, ...] = ()  # U2
         self._sum: Word = np.zeros(0, word_type(parameters.bits))
@@ -107,8 +106,7 @@ class Attempt:
         self.vectors_signed: dict[bytes, tuple[bytes, bytes]] = {}  # root, signature
         self._terms: dict[str, Any] = {}
         self._seeds: dict[bytes, int] = {}
-        self._reveals: dict[bytes, dict[bytes, tuple[int, int]]] = {}  # of -> from -> (kind, share)
-        self._revealed: set[bytes] = set()
+        self._reveals = Reveals(self._graph)
         self.liars: set[bytes] = set()
 
     def receive_advert(self, client: bytes, message: bytes) -> None:
@@ -168,14 +166,14 @@ class Attempt:
             self._p.keys.box_bytes(seed=carries_seed(client, holder, complete=complete))
             for holder in holders
         ]
-        sealed = split_boxes(message[len(choice) : -SIGNATURE_BYTES], sizes)
+        sealed = sealed_boxes(holders, sizes, message[len(choice) : -SIGNATURE_BYTES])
         if sealed is None:
             raise _bad("shares.malformed", client, f"{len(message)} bytes of shares")
         signature = message[-SIGNATURE_BYTES:]
-        statement = self._xid + client + merkle_root(sealed) + choice
+        statement = self._xid + client + sealed.root + choice
         if not signature_is_valid(self._p.roster[client], "shares", statement, signature):
             raise _bad("shares.signature", client, "its signature is not valid")
-        self._sealed[client] = dict(zip(holders, sealed, strict=True))
+        self._sealed[client] = sealed
         self._choices[client], self._shares_signed[client] = choice, signature
 
     def fix_members(self) -> tuple[bytes, ...]:
@@ -184,13 +182,16 @@ class Attempt:
         members, needed = set(self._sealed), self._known_cohort().threshold
         # Whoever has too few holders left would refuse; leaving it out may starve others.
         while starved := {
-            client for client in members if len(members & self._sealed[client].keys()) < needed
+            client
+            for client in members
+            if len(members.intersection(self._sealed[client].holders)) < needed
         }:
             members -= starved
             self.lost.update(dict.fromkeys(starved, Phase.SHARE))
         self._enough(len(members), "shared")
         self.members = tuple(sorted(members))
-        self._graph = Graph({client: tuple(self._sealed[client]) for client in self.members})
+        self._graph = Graph({client: self._sealed[client].holders for client in self.members})
+        self._reveals = Reveals(self._graph)
         return self.members
 
     def close_shares(self, terms: dict[str, Any], *, count: int) -> Mapping[bytes, bytes]:
@@ -276,24 +277,18 @@ class Attempt:
 
     def receive_unmask(self, client: bytes, message: bytes) -> None:
         """One share per member that gave it some, of the kind that its state allows."""
-        self._expect(Phase.UNMASK, client, self.masked, self._revealed)
+        self._expect(Phase.UNMASK, client, self.masked, self._reveals.replied)
         owners = self._graph.owners.get(client, ())
         pairs = decode_reveals(message, len(owners))
-        shares = {}
         for owner, (kind, data) in zip(owners, pairs, strict=True):
-            value = shamir.from_bytes(data)
-            if (kind == SELF_MASK) != (owner in self.masked) or value is None:
-                raise _bad(
-                    "unmask.kind", client, f"a share of {owner.hex()} that was not asked for"
-                )
-            shares[owner] = (kind, value)
-        for owner, share in shares.items():
-            self._reveals.setdefault(owner, {})[client] = share
-        self._revealed.add(client)
+            if (kind == SELF_MASK) != (owner in self.masked) or shamir.from_bytes(data) is None:
+                fault = f"a share of {owner.hex()} that was not asked for"
+                raise _bad("unmask.kind", client, fault)
+        self._reveals.add(client, message)
 
     def unmask(self) -> Word:
         """The sum over U3, mod 2^bits. Raises RoundError below a threshold: then there is none."""
-        self._lose(self.alive, self._revealed)
+        self._lose(self.alive, self._reveals.replied)
         alive = set(self.alive)
         # All secrets first: a sum is computed from all of them or not at all.
         rebuilder = Rebuilder(
@@ -320,7 +315,7 @@ class Attempt:
 
     def transcript(self) -> Transcript:
         """What may be published: before the sum is open, without seeds. (P-8.3)"""
-        cohort = self._known_cohort()
+        cohort, members, alive = self._known_cohort(), set(self.members), set(self.alive)
         return Transcript(
             sid=self._p.sid.hex(),
             seq=self._p.seq,
@@ -333,17 +328,19 @@ class Attempt:
             alive_index=cohort.alive_index,
             graph_seed=cohort.graph_seed.hex(),
             terms=self._terms,
-            parties=[self._party(client) for client in sorted(self._adverts)],
-            boxes=self._boxes() if self._p.keys is Keys.HYBRID and self._seeds else [],
+            parties=[
+                self._party(client, member=client in members, alive=client in alive)
+                for client in sorted(self._adverts)
+            ],
+            boxes=self.boxes(),
             sum=sum_digest(self._sum),
         )
 
-    def _party(self, client: bytes) -> Party:
-        member, alive = client in self.members, client in self.alive
+    def _party(self, client: bytes, *, member: bool, alive: bool) -> Party:
         root, signature = self.vectors_signed[client] if alive else (b"", b"")
         return Party(
             advert=self._adverts[client].encode().hex(),
-            shares_root=merkle_root(list(self._sealed[client].values())).hex() if member else "",
+            shares_root=self._sealed[client].root.hex() if member else "",
             shares_signature=self._shares_signed[client].hex() if member else "",
             vector_root=root.hex(),
             vector_signature=signature.hex(),
@@ -352,7 +349,10 @@ class Attempt:
             choice=self._choices[client].hex() if member else "",
         )
 
-    def _boxes(self) -> list[PairBox]:
+    def boxes(self) -> list[PairBox]:
+        """Of a sum that is open, in the hybrid form: those of lost pairs. (P-8.4)"""
+        if self._p.keys is not Keys.HYBRID or not self._seeds:
+            return []
         return pair_boxes(self.members, self.alive, graph=self._graph, sealed=self._sealed)
 
     def _pairs(self, lost: bytes, seed: int) -> list[tuple[bytes, int]]:
@@ -365,10 +365,8 @@ class Attempt:
             box, public = self._sealed[source][other], self._adverts[neighbour].mask_key
             if (secret := end.pair_secret(neighbour, public, box, own=source == lost)) is None:
                 self.liars.add(source)
-                raise RoundError(
-                    f"what {source.hex()} sealed for {other.hex()} is not the secret of their pair",
-                    RETRY,
-                )
+                sealed = f"what {source.hex()} sealed for {other.hex()}"
+                raise RoundError(f"{sealed} is not the secret of their pair", RETRY)
             key = pair_key(secret, self.rid, lost, neighbour)
             masks.append((key, pair_sign(lost, neighbour)))
         return masks

@@ -19,23 +19,23 @@ RETRY = "check the clients that were lost; the model is unchanged and the next a
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilder:
-    """``reveals``: of whom -> by whom -> (kind, share). Who gave a wrong one is added to ``liars``."""
+    """``reveals``: of whom -> by whom -> share. Who gave a wrong one is added to ``liars``."""
 
     adverts: Mapping[bytes, Advert]
     holders: Mapping[bytes, tuple[bytes, ...]]
     threshold: int
     keys: Keys
     context: bytes
-    reveals: Mapping[bytes, Mapping[bytes, tuple[int, int]]]
+    reveals: Mapping[bytes, Mapping[bytes, int]]
     liars: set[bytes]
 
     def seed(self, client: bytes, *, alive: bool) -> int:
         """The client's self seed when it is alive, its mask seed else. Raises RoundError."""
-        reveals = self.reveals.get(client, {})
+        reveals = self.reveals[client]
         holders = [(place, one) for place, one in enumerate(self.holders[client], 1)]
         # Those that are named come last: not left out, for an owner may have had honest ones named.
         holders.sort(key=lambda each: each[1] in self.liars)
-        shares = {place: reveals[one][1] for place, one in holders if one in reveals}
+        shares = {place: reveals[one] for place, one in holders if one in reveals}
         if len(shares) < self.threshold:
             raise RoundError(
                 f"{len(shares)} shares of a secret of {client.hex()}, needed {self.threshold}",

@@ -129,6 +129,20 @@ class Shown(_Text):
     proven: list[Proven]
 
 
+def encode_shown(
+    *, key: str, checkpoint: str, consistency: str, tail: str, proven: Sequence[Proven]
+) -> str:
+    """What :class:`Shown` of these encodes to. ``tail`` is a :class:`Tail`, encoded once for all clients."""
+    others = {
+        "key": key,
+        "checkpoint": checkpoint,
+        "consistency": consistency,
+        "proven": [each.model_dump() for each in proven],
+    }
+    assert max(others) < "tail"  # the last by name
+    return f'{canonical_json(others).decode()[:-1]},"tail":{tail}}}'
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Which log a client expects: its origin, and its verifier key where the plan names one."""

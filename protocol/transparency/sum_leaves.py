@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from protocol.encoding import parse_canonical
 from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import attempt_context, round_id, share_context
@@ -34,6 +35,8 @@ from protocol.transparency.leaves import (
 )
 from protocol.transparency.lists import Keep, by_client, of_clients
 
+# Of one sum's boxes: 2,000 clients of which so many are lost that it just opens. (P-6.3, P-8.4)
+MOST_BOXES_BYTES, MOST_BOXES_VALUES = 2**28, 2**20
 T = TypeVar("T", Shares, Vector)
 Sign = Callable[[Leaf, Mapping[str, str]], bytes]
 
@@ -57,6 +60,17 @@ def sum_path(number: int, group: int) -> str:
 def boxes_path(number: int, group: int) -> str:
     """The file of the boxes of lost pairs."""
     return f"rounds/{number:04d}/sums/{group}.boxes.json"
+
+
+def parse_boxes(data: bytes) -> list[PairBox]:
+    """The boxes in such a file. Raises ProofError for anything else."""
+    try:
+        listed = parse_canonical(data, most=MOST_BOXES_BYTES, values=MOST_BOXES_VALUES)
+        if not isinstance(listed, list):
+            raise ValueError
+        return [PairBox.model_validate(entry) for entry in listed]
+    except ValueError:  # a ValidationError is one
+        raise _bad("it holds no boxes") from None
 
 
 def vector_path(number: int, group: int, client: str) -> str:

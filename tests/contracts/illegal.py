@@ -21,11 +21,13 @@ from protocol.rules import RULES
 from tests.contracts.matrix import COLUMNS, SORTS, TASKS, Reasons
 from tests.methods import adapter_of
 from tests.unit.audit.runs import small_layered
+from tests.witnesses import witnessed_by
 
 CODES_OF_TINY = f"{'AQID' * 10}AQI="  # as many as the tiny encoder's vectors have numbers, 32
 WIDE, FAR, LONG = 4000, 900, 5000  # a rank, a layer and a length that no tiny base has
 PLAIN: dict[str, Any] = {"secrecy": {"exchange": "plain"}}
 NOISE: dict[str, Any] = {"mechanism": "distributed"}
+WITNESSED = witnessed_by("w.example")
 CENTRAL: dict[str, Any] = {"mechanism": "central", "sampling": 0.1}
 
 
@@ -215,6 +217,20 @@ def _secrecy() -> Iterator[Mix]:
             "secret sums of more than 2,000",
             "cohort.size",
             {"cohort": {"size": 5000, "quorum": 4000}},
+        ),
+        (
+            "secret sums of more than 10,000 under witnesses",
+            "cohort.size",
+            {"audit": WITNESSED, "cohort": {"size": 10_001, "quorum": 9000}},
+        ),
+        (
+            "hybrid secret sums of more than 2,000 under witnesses",
+            "cohort.size",
+            {
+                "audit": WITNESSED,
+                "secrecy": {"keys": "x25519+ml-kem-768"},
+                "cohort": {"size": 2001, "quorum": 1800},
+            },
         ),
         (
             "a sum of 500 with noise",

@@ -6,31 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.exchange import Phase
-from protocol.frozen_linears import StoredLinears
-from protocol.manifests import parse_any_manifest
-from protocol.peft_format import (
-    EDGE_FILE,
-    RELEASE_FILE,
-    WEIGHTS_FILE,
-    Published,
-    from_peft,
-    to_edge,
-)
-from protocol.plan import plan_from_text
-from protocol.tensor_file import decode_tensors
-from protocol.transparency.leaf_codec import sha256
-from server.releasing import log_release
-from server.store import RunStore
+from server.log import SECRET
+from server.rounds import deal_groups
 from simulations.clients import client_name
 from simulations.faults import Speeds
+from tests.interop.released import release
 from tests.methods import CORES
 from tests.unit.audit.conftest import EIGHT, some_are_lost
-from tests.unit.audit.runs import ONE_ROW, Sites, go_on, make_run, small_plan
+from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
 from tests.unit.audit.withdrawing import stopped_after, withdraw
+from tests.witnesses import LOG, named_key, witnessing
 
 LOSSY: dict[str, Any] = {"count": 8, "cohort": EIGHT, "lost": some_are_lost}
 NOISE = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 40.0}
@@ -46,6 +32,7 @@ GROUPS: dict[str, Any] = {
 }
 
 
+WITNESSES = ("w1.example", "w2.example")
 LARGE: dict[str, Any] = {"count": 136, "cohort": EIGHT | {"size": 136, "quorum": 110}}
 
 
@@ -63,6 +50,14 @@ def many_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
 def two_are_lost(number: int, attempt: int, phase: Phase, site: int) -> bool:
     """In round 1 two sites before they mask, whichever groups they are in."""
     return phase is Phase.MASK and (number, site) in {(1, 2), (1, 7)}
+
+
+def a_group_fails(number: int, attempt: int, phase: Phase, site: int) -> bool:
+    """In round 1 all of group 1 before they mask, in round 2 most of group 0 before they reveal."""
+    names = sorted(f"site-{each}" for each in range(15))
+    dealt = deal_groups(names, groups=3, seed=5, round_number=number, attempt=attempt)
+    gone = {1: (Phase.MASK, dealt[1]), 2: (Phase.UNMASK, dealt[0][1:])}[number]
+    return (phase, f"site-{site}" in gone[1]) == (gone[0], True)
 
 
 def an_attempt_fails(number: int, attempt: int, phase: Phase, site: int) -> bool:
@@ -104,6 +99,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "rounds": 1,
     },
     "a large cohort and a void round": LARGE | {"lost": many_are_lost, "rounds": 2},
+    "a large cohort under witnesses": LARGE
+    | {"lost": some_of_many_are_lost, "rounds": 2, "near": WITNESSES},
+    "groups under witnesses, one without a sum": GROUPS
+    | {"lost": a_group_fails, "near": WITNESSES},
+    "failed attempts under witnesses": LOSSY
+    | {"rounds": 4, "lost": an_attempt_fails, "near": WITNESSES},
+    "hybrid keys under witnesses": LOSSY
+    | {"rounds": 1, "secrecy": {"keys": "x25519+ml-kem-768"}, "near": WITNESSES},
     OVER_SELECTED: TWELVE | {"rounds": 3},
     "more than are waited for, in groups": TWELVE
     | {
@@ -330,7 +333,14 @@ def made(kind: str, folder: Path) -> Path:
         before = make_run(folder.parent / "before", **(CONTINUED[kind] | {"rounds": 1}))
         run = go_on(before, folder, **CONTINUED[kind])
     else:
-        run = make_run(folder, **KINDS[kind])
+        settings = dict(KINDS[kind])
+        if names := settings.pop("near", ()):
+            settings |= witnessing(*names)
+        run = make_run(folder, **settings)
+        if names:  # where the log of a run without witnesses has its key
+            (run / SECRET).write_text(named_key(LOG).private_bytes_raw().hex())
+            release(run, settings["witnesses"])
+            return run
     release(run)
     return run
 
@@ -351,42 +361,3 @@ def withdrawn(folder: Path) -> Path:
     for name in (min(used[1] - used[0]), min(never)):
         withdraw(folder, sites.keys[int(name.removeprefix("site-"))])
     return make_run(folder, sites=sites, count=8, **small)
-
-
-def drawn(name: str) -> Any:
-    """A tensor of the weights that `small_manifest` has not: linears of 6 by 5, in 4 bits."""
-    rng = np.random.default_rng(len(name))
-    if name.endswith(".qweight"):
-        return rng.integers(0, 256, (6, 16)).astype(np.uint8)
-    return rng.normal(size=(6, 1) if name.endswith(".scales") else 6).astype(np.float32)
-
-
-def release(run: Path) -> None:
-    """As ``fedge release`` does, without a base to measure on."""
-    plan = plan_from_text((run / "plan.json").read_text(), source="plan.json")
-    folder = sorted((run / "rounds").glob("[0-9]*"))[-1] / "adapter"
-    tensors, _ = decode_tensors((folder / WEIGHTS_FILE).read_bytes(), source="x")
-    published = Published.by(plan.adapter)
-    named = from_peft(tensors, method=published.method)
-    linears = StoredLinears(
-        parse_any_manifest((run / "manifest.json").read_text(), source="x"), drawn
-    )
-    slots = to_edge(named, published=published, linears=linears)
-    write_edge_adapter(slots, folder / EDGE_FILE)
-    note = json.loads((folder / RELEASE_FILE).read_text())
-    note["files"][EDGE_FILE] = sha256((folder / EDGE_FILE).read_bytes())
-    note["parity"] = {
-        "rows": 1,
-        "max_relative": 0.0,
-        "label_agreement": 1.0,
-        "bound": 1.0,
-        "absolute": 0.0,
-    }
-    shares = dict.fromkeys(("nll_before", "nll_after", "ece_before", "ece_after"), 0.5)
-    note["calibration"] = {"temperature": 1.5, "rows": 1} | shares
-    (folder / RELEASE_FILE).write_text(json.dumps(note))
-    store = RunStore(run)
-    try:
-        log_release(store, plan, note["round"], rows=ONE_ROW, metrics={})
-    finally:
-        store.close()

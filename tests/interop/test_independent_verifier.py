@@ -42,14 +42,21 @@ FAULTS = (
 DEFAULT = {
     "hybrid keys with losses",
     "groups with losses",
+    "hybrid keys under witnesses",
     OVER_SELECTED,
 }  # the others are for `make test-attacks`
-VOID = {"a failed attempt and a void round": {3}, "a large cohort and a void round": {1}}
+VOID = {
+    "a failed attempt and a void round": {3},
+    "failed attempts under witnesses": {3},
+    "a large cohort and a void round": {1},
+}
 MUTATED = {  # kinds of runs and the kinds of leaves that are changed there
     "hybrid keys with losses": "advert shares vector plan roster cohort round-open alive reveal "
     "aggregate adapter release",
     "a failed attempt and a void round": "abort",
     "a large cohort and a void round": "abort shares round-open alive reveal",
+    "groups under witnesses, one without a sum": "plan pad alive cohort round-open reveal abort adapter",
+    "failed attempts under witnesses": "alive advert shares vector abort",
     "noise in groups of cores": "dp cohort round-open adapter",
     WITHDRAWN: "withdrawal",
 }
@@ -234,10 +241,14 @@ def changing(name: str, change: str) -> Callable[[Any], None]:
     return edit
 
 
+@pytest.mark.parametrize(
+    "kind",
+    some_by_default({"noise"}, ["noise", "failed attempts under witnesses"]),
+)
 def test_a_leaf_that_is_missing_doubled_or_moved_is_not_believed(
-    run_of: Made, tmp_path: Path
+    kind: str, run_of: Made, tmp_path: Path
 ) -> None:
-    run, believed = run_of("noise"), []
+    run, believed = run_of(kind), []
     leaves = Forger(run).entries
     for index in range(len(leaves)):
         for change in ("missing", "doubled", "moved"):
@@ -252,6 +263,23 @@ def test_a_leaf_that_is_missing_doubled_or_moved_is_not_believed(
     # P-8.16: a release may be told again.
     assert [each for each in believed if each[1:] != ("release", "doubled")] == []
     assert holds(signed(Forger(linked(run, tmp_path / "forged"))))
+
+
+def test_what_a_witness_has_not_signed_is_not_its_cosignature(run_of: Made, tmp_path: Path) -> None:
+    run = linked(run_of("hybrid keys under witnesses"), tmp_path / "run")
+    path = run / "log/checkpoint"
+    note = path.read_text()
+    assert note.count("w1.example") == note.count("w2.example") == 1
+    head, _, last = note.removesuffix("\n").rpartition(" ")
+    data = bytearray(base64.b64decode(last))
+    data[11] ^= 1  # the last byte of its time
+    path.unlink()
+    path.write_text(f"{head} {base64.b64encode(data).decode()}\n")
+    assert not holds(run)
+    path.write_text(
+        "\n".join(note.split("\n")[:-2]) + "\n"
+    )  # without it: nobody is bound to be asked again
+    assert holds(run)
 
 
 def test_it_uses_nothing_of_ours() -> None:

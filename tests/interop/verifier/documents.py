@@ -159,6 +159,10 @@ class Documents:
         return int(self.plan["secrecy"]["groups"])
 
     @property
+    def witnessed(self) -> bool:
+        return bool(self.plan["audit"]["witnesses"])
+
+    @property
     def least(self) -> int:
         """The least number of clients in a sum."""
         return int(self.plan["cohort"]["quorum"] // self.groups)
@@ -175,8 +179,8 @@ def read_documents(run: Path, first: Leaf) -> Documents:
     assert fingerprint(manifest) == manifest["fingerprint"] == plan["base"]["fingerprint"]
     assert first["base"] == manifest["fingerprint"]
     assert first["retention_days"] == plan["audit"]["retention_days"]
-    assert not plan["audit"]["witnesses"]
-    assert first["origin"] == f"fedge/{plan['name']}/{first['run']}"
+    own = f"fedge/{plan['name']}/{first['run']}"  # P-8.2
+    assert first["origin"] == (plan["audit"]["log"].split("+")[0] or own)
     assert plan["secrecy"]["exchange"] == "secagg"
     sid = named_hash("run", bytes.fromhex(digest) + bytes.fromhex(first["run"]))
     return Documents(run, plan, manifest, digest, sid, layout(plan, manifest))

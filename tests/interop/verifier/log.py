@@ -98,7 +98,6 @@ def read_log(run: Path) -> tuple[Key, list[Leaf]]:
     hashes = [leaf_hash(entry) for entry in entries]
     assert tree_root(hashes) == root
     check_tiles(run, hashes)
-    assert (run / "log/policy").read_text() == f"log {key.text}\nquorum none\n"
     leaves = [parse_leaf(index, entry, key.raw) for index, entry in enumerate(entries)]
     for leaf in leaves:
         put_lists(run, leaf)
@@ -109,25 +108,57 @@ def read_log(run: Path) -> tuple[Key, list[Leaf]]:
 
 def read_key(run: Path) -> Key:
     """log/key."""
-    text = (run / "log/key").read_text().removesuffix("\n")
+    return parse_key((run / "log/key").read_text().removesuffix("\n"), 1)
+
+
+def parse_key(text: str, kind: int) -> Key:
+    """P-8.2: a verifier key, of a log (1) or a witness (4)."""
     name, identity, encoded = text.split("+", 2)
     key = octets(encoded)
-    assert (key[0], len(key)) == (1, 33)
+    assert (key[0], len(key)) == (kind, 33)
     assert sha256(name.encode() + b"\n" + key)[:8] == identity
     return Key(text, name, bytes.fromhex(identity), key[1:])
 
 
 def read_note(note: str, key: Key) -> tuple[int, bytes]:
     """(size, root) of a checkpoint that the log signed."""
-    text, _, signatures = note.partition("\n\n")
-    dash, signer, line = signatures.removesuffix("\n").split(" ")
-    assert (dash, signer) == ("\u2014", key.name)
-    signature = octets(line)
-    assert signature[:4] == key.identity
-    Ed25519PublicKey.from_public_bytes(key.raw).verify(signature[4:], f"{text}\n".encode())
+    text, (signature,) = note.partition("\n\n")[0], signatures_of(note, key)
+    Ed25519PublicKey.from_public_bytes(key.raw).verify(signature, f"{text}\n".encode())
     origin, size, root = text.split("\n")
     assert origin == key.name
     return int(size), octets(root)
+
+
+def signatures_of(note: str, key: Key) -> list[bytes]:
+    """What the lines hold that name a key; without a line of anybody there is no note."""
+    lines = note.partition("\n\n")[2].removesuffix("\n").split("\n")
+    split = [line.split(" ") for line in lines]
+    assert all((len(words), words[0]) == (3, "\u2014") for words in split)
+    named = [octets(data) for _, signer, data in split if signer == key.name]
+    return [data[4:] for data in named if data[:4] == key.identity]
+
+
+def check_trust(run: Path, key: Key, plan: dict[str, Any]) -> None:
+    """P-8.2, P-8.12: whom the log names to be believed, and what witnesses have signed of it."""
+    audit = plan["audit"]
+    witnesses, quorum = [parse_key(text, 4) for text in audit["witnesses"]], audit["witness_quorum"]
+    lines = [f"log {key.text}"]
+    if witnesses:
+        assert audit["log"] == key.text
+        assert len(witnesses) < 2 * quorum <= 2 * len(witnesses)
+        assert len({key.raw, *(one.raw for one in witnesses)}) == 1 + len(witnesses)
+        names = [f"w{number}" for number in range(1, len(witnesses) + 1)]
+        keys = zip(names, witnesses, strict=True)
+        lines += [f"witness {name} {one.text}" for name, one in keys]
+        lines.append(f"group all {quorum} {' '.join(names)}")
+    lines.append("quorum all" if witnesses else "quorum none")
+    assert (run / "log/policy").read_text() == "\n".join(lines) + "\n"
+    note = (run / "log/checkpoint").read_text()
+    for one in witnesses:
+        for data in signatures_of(note, one):
+            time = int.from_bytes(data[:8], "big")
+            text = f"cosignature/v1\ntime {time}\n" + note.partition("\n\n")[0] + "\n"
+            Ed25519PublicKey.from_public_bytes(one.raw).verify(data[8:], text.encode())
 
 
 def tile_name(index: int, width: int) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 
 from .basics import canonical, sha256
 from .documents import Documents, Roster, read_documents, read_roster
-from .log import Leaf, leaf_hash, read_log
+from .log import Leaf, check_trust, leaf_hash, read_log
 from .noise import check_budget, check_entry
 from .published import check_passport, check_round
 from .start import round_0
 from .step import State, combined, stepped
-from .sums import STAGES, Opened, Sum
+from .sums import STAGES, Opened, Sum, part_of_attempt
 from .withdrawals import check_withdrawal
 
 
@@ -26,6 +26,7 @@ def verify_run(run: Path) -> list[int]:
     """
     key, leaves = read_log(run)
     verifier = _Run(read_documents(run, leaves[0]))
+    check_trust(run, key, verifier.documents.plan)
     verifier.releases = [leaf for leaf in leaves if leaf.kind == "release"]
     for leaf in leaves[1:]:
         verifier.take(leaf)
@@ -60,6 +61,9 @@ class _Run:
         self.sums: dict[int, Sum] = {}
         self.named: dict[str, Sum] = {}  # by xid or rid
         self.failed: set[int] = set()
+        self.place = (-1, 0, 0)  # part of the attempt, group, stage: it never goes back
+        self.first = 0  # under witnesses: where the attempt begins
+        self.begun = 0  # under witnesses: groups whose alive set, or a pad, stands in the log
         self.attempt = 0
         self.spent: list[dict[str, Any]] = []
         self.in_vain: list[Leaf] = []
@@ -68,6 +72,9 @@ class _Run:
         """The next leaf."""
         if leaf.kind in STAGES:
             self._sum_of(leaf).add(leaf)
+        elif leaf.kind == "pad":
+            assert leaf.about == {"plan": self.documents.digest}
+            self._begin_group(leaf)
         elif leaf.kind == "dp":
             self._spend(leaf)
         elif leaf.kind == "abort":
@@ -75,7 +82,7 @@ class _Run:
         elif leaf.kind == "adapter":
             self._close(leaf)
         else:
-            assert not self.sums
+            assert self.documents.witnessed or not self.sums
             assert leaf.kind in (
                 "roster",
                 "eval",
@@ -95,6 +102,8 @@ class _Run:
 
     def finished(self) -> list[int]:
         """After the last leaf."""
+        if self.documents.witnessed:
+            self._leave_unopened()
         assert not self.sums
         numbers = {leaf["round"] for leaf in self.rounds}
         assert all(leaf["round"] in numbers for leaf in self.releases)
@@ -115,18 +124,47 @@ class _Run:
         assert not self.failed
         if leaf.kind in ("shares", "vector"):
             found = self.named[leaf["xid" if leaf.kind == "shares" else "rid"]]
+        elif leaf.kind == "alive" and self.documents.witnessed:
+            self._begin_group(leaf)
+            found = self.sums[leaf["group"]]
         else:
             group = leaf["group"]
-            if leaf.kind == "advert" and group not in self.sums:
-                assert self.roster is not None
-                assert all(other < group for other in self.sums)
-                self.sums[group] = Sum(self.documents, self.roster)
+            if leaf.kind == "advert" and not self.documents.witnessed and group not in self.sums:
+                self.sums[group] = self._new_sum(group)
             found = self.sums[group]
-        assert found is self.sums[max(self.sums)]
+        part = part_of_attempt(leaf.kind) if self.documents.witnessed else 0
+        assert not part or self.begun == self.documents.groups
+        before, self.place = self.place, (part, found.group, STAGES.index(leaf.kind))
+        assert self.place >= before
         for name in ("cohort", "round-open"):
             if leaf.kind == name:
                 self.named[leaf["xid" if name == "cohort" else "rid"]] = found
         return found
+
+    def _new_sum(self, group: int) -> Sum:
+        assert self.roster is not None
+        return Sum(self.documents, self.roster, group)
+
+    def _begin_group(self, leaf: Leaf) -> None:
+        """P-8.8: a witnessed attempt begins with `alive` of every group, or `pad`, one behind the other."""
+        assert self.documents.witnessed
+        assert self.place[0] <= 0
+        assert not self.spent
+        assert not self.failed
+        if not self.begun:
+            self.first = leaf.index
+        assert leaf.index == self.first + self.begun
+        if leaf.kind == "alive":
+            assert leaf["group"] == self.begun
+            self.sums[self.begun] = self._new_sum(self.begun)
+        self.begun += 1
+
+    def _leave_unopened(self) -> None:
+        """Of sums that witnesses saw and nobody opened what there is holds too."""
+        assert not self.begun or self.sums  # not pads alone
+        for one in self.sums.values():
+            one.check(len(self.rounds), self.rounds[-1]["adapter_out"])
+        self.sums, self.named, self.place, self.begun = {}, {}, (-1, 0, 0), 0
 
     def _spend(self, leaf: Leaf) -> None:
         entry = leaf["entry"]
@@ -146,10 +184,18 @@ class _Run:
         assert leaf["seq"] == self.seq + 1
         self._attempt(leaf["attempt"])
         self._ask(leaf)
-        if leaf["group"] is not None:
-            assert leaf["group"] not in self.sums
-            self.failed.add(leaf["group"])
+        group = leaf["group"]
+        if group is not None:
+            if self.documents.witnessed and group in self.sums:
+                unopened = self.sums.pop(group)
+                assert "reveal" not in unopened.leaves
+                unopened.check(len(self.rounds), self.rounds[-1]["adapter_out"])
+            assert group not in self.sums
+            self.failed.add(group)
             return
+        if self.documents.witnessed:
+            assert {one.only("alive")["seq"] for one in self.sums.values()} <= {leaf["seq"]}
+            self._leave_unopened()
         assert not self.sums
         self.seq += 1
         if leaf["revealed"]:
@@ -168,6 +214,8 @@ class _Run:
             assert set(sum_) == {"group", "rid", "clients"}
             clients = sum_["clients"]
             assert clients == sorted(clients) != []
+            if self.documents.witnessed and sum_["group"] in self.sums:
+                assert self.sums[sum_["group"]].only("alive")["clients"] == clients
             names = sorted(self.roster.names[bytes.fromhex(client)] for client in clients)
             self.asked.append((self.rounds[-1]["adapter_out"], set(clients)))
             if self.documents.plan["privacy"]["mechanism"] != "none":

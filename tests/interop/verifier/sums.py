@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,11 @@ def counters(kind: str) -> list[str]:
 STAGES = ("advert", "cohort", "shares", "round-open", "vector", "alive", "reveal", "aggregate")
 
 
+def part_of_attempt(kind: str) -> int:
+    """P-8.8: under witnesses `alive` of all groups stands first, what is opened last."""
+    return 0 if kind == "alive" else 2 if kind in ("reveal", "aggregate") else 1
+
+
 @dataclass
 class Opened:
     """A sum that holds."""
@@ -75,23 +81,27 @@ class Sum:
 
     documents: Documents
     roster: Roster
+    group: int
     leaves: dict[str, list[Leaf]] = field(default_factory=dict)
 
     def add(self, leaf: Leaf) -> None:
-        stage = STAGES.index(leaf.kind)
-        assert all(STAGES.index(kind) <= stage for kind in self.leaves)
         self.leaves.setdefault(leaf.kind, []).append(leaf)
 
     def only(self, kind: str) -> Leaf:
         (leaf,) = self.leaves[kind]
         return leaf
 
-    def open(self, number: int, adapter_in: str) -> Opened:
-        """Everything of a sum of round ``number``."""
+    def check(self, number: int, adapter_in: str) -> None:
+        """What is signed of a sum of round ``number``, up to its alive set."""
         self._check_adverts()
         self._check_members()
         self._check_terms(number, adapter_in)
         self._check_alive()
+
+    def open(self, number: int, adapter_in: str) -> Opened:
+        """Everything of it."""
+        self.check(number, adapter_in)
+        self._check_opened()
         words = self._words()
         n = len(self.alive)
         metrics = {}
@@ -119,29 +129,38 @@ class Sum:
         width = 1216 if self.hybrid else 32
         self.actx = self.documents.sid + cohort["seq"].to_bytes(8, "big")
         self.adverts: dict[bytes, tuple[bytes, bytes]] = {}  # mask key, commitment
-        bodies = b""
+        bodies, last = [], b""
         for leaf in self.leaves["advert"]:
             data, end = bytes.fromhex(leaf["advert"]), 56 + 2 * width + 32
             assert len(data) == end + 64
             assert leaf["group"] == cohort["group"]
             body, one = data[:end], data[40:56]
             assert body[:40] == self.actx
-            assert not self.adverts or one > max(self.adverts)
+            assert one > last
+            last = one
             named = self.documents.plan["cohort"].get("clients")
             assert named is None or self.roster.names[one] in named  # P-4.1
             check_signature(self.roster.keys[one], "advert", body, data[end:])
             self.adverts[one] = body[56 + width : end - 32], body[end - 32 :]
-            bodies += body
-        assert len(self.adverts) <= largest_sum(self.documents.plan)
+            bodies.append(body)
+        assert len(self.adverts) <= largest_sum(self.documents.plan) <= self._most()
+        self.ids = list(self.adverts)
         k = len(self.adverts) - 1 if len(self.adverts) <= 128 else 80
         t = 2 * k // 3 + 1
-        root = named_hash("u1", bodies)
+        root = named_hash("u1", b"".join(bodies))
         names = ("u1_root", "degree", "threshold", "graph_seed", "alive_index")
-        assert [cohort[name] for name in names] == [root.hex(), k, t, "00" * 32, None]
-        shape = struct.pack(">HHQ", k, t, 2**64 - 1)
+        place = self.only("alive").index if self.documents.witnessed else None  # P-6.16
+        assert [cohort[name] for name in names] == [root.hex(), k, t, "00" * 32, place]
+        shape = struct.pack(">HHQ", k, t, 2**64 - 1 if place is None else place)
         self.xid = named_hash("share-ctx", self.actx + root + bytes(32) + shape)
         assert self.xid.hex() == cohort["xid"]
         assert cohort.about == {"attempt": cohort["xid"]}
+
+    def _most(self) -> int:
+        """P-6.3."""
+        if len(self.adverts) > 128:
+            assert self.documents.plan["privacy"]["mechanism"] == "none"
+        return 10_000 if self.documents.witnessed and not self.hybrid else 2000
 
     def _check_members(self) -> None:
         """U2, each of whom signed the root of the shares it sealed; what all masks are bound to."""
@@ -167,18 +186,19 @@ class Sum:
 
     def _holders(self, one: bytes, choice: bytes) -> list[bytes]:
         """P-6.3: everybody else, or the eighty that a client draws."""
-        others = [other for other in self.adverts if other != one]
-        if len(self.adverts) <= 128:
+        rank, others = bisect_left(self.ids, one), len(self.ids) - 1
+        assert self.ids[rank] == one
+        if others < 128:
             assert not choice
-            return others
+            return self.ids[:rank] + self.ids[rank + 1 :]
         assert len(choice) == 32
         seed = named_hash("holders", self.xid + one + choice)
-        drawn: dict[bytes, None] = {}
-        for (word,) in struct.iter_unpack(">Q", hashlib.shake_256(seed).digest(8 * 20_000)):
-            drawn[others[word * len(others) >> 64]] = None
+        drawn: dict[int, None] = {}
+        for (word,) in struct.iter_unpack(">Q", hashlib.shake_256(seed).digest(8 * 2000)):
+            drawn[word * others >> 64] = None
             if len(drawn) == 80:
                 break
-        return sorted(drawn)
+        return [self.ids[number + (number >= rank)] for number in sorted(drawn)]
 
     def _check_terms(self, number: int, adapter_in: str) -> None:
         """P-6.11, P-7.4: nothing of them is the coordinator's to choose."""
@@ -224,30 +244,39 @@ class Sum:
         assert opened["count"] == self.count
 
     def _check_alive(self) -> None:
-        """U3 is a quorum's; its vectors are signed. (P-6.3, P-6.5)"""
-        alive, aggregate = self.only("alive"), self.only("aggregate")
-        opened, reveal = self.only("round-open"), self.only("reveal")
-        rid = {leaf["rid"] for leaf in (alive, reveal, aggregate, *self.leaves["vector"])}
-        assert rid == {self.rid.hex()}
-        assert alive.about == reveal.about == {"round": self.rid.hex()}
+        """U3 is a quorum's, or stands where it was planned; its vectors are signed. (P-6.3, P-6.5, P-6.16)"""
+        alive, opened = self.only("alive"), self.only("round-open")
+        assert {leaf["rid"] for leaf in (alive, *self.leaves["vector"])} == {self.rid.hex()}
+        assert alive.about == {"round": self.rid.hex()}
         self.alive = [bytes.fromhex(one) for one in alive["clients"]]
-        assert self.alive == sorted(set(self.alive))
+        self.summed = set(self.alive)
+        assert self.alive == sorted(self.summed)
         assert [leaf["client"] for leaf in self.leaves["vector"]] == alive["clients"]
-        assert set(self.alive) <= set(self.members)
-        assert len(self.alive) >= self.documents.least
-        assert len(self.alive) <= largest_sum(self.documents.plan)
+        assert self.summed <= set(self.members)
+        assert self.documents.least <= len(self.alive)
         statement = self.rid + bytes.fromhex(sha256(b"".join(self.alive)))
         for client, signature in alive["signatures"].items():
             one = bytes.fromhex(client)
             assert one in self.adverts
             check_signature(self.roster.keys[one], "alive", statement, bytes.fromhex(signature))
-        assert len(alive["signatures"]) >= 2 * len(self.adverts) // 3 + 1
-        for leaf in (alive, reveal, aggregate, opened):
-            assert [leaf[n] for n in ("seq", "group")] == [
-                self.only("cohort")[n] for n in ("seq", "group")
-            ]
-        assert aggregate["round"] == opened["round"]
+        signed = len(alive["signatures"])
+        assert not signed if self.documents.witnessed else signed >= 2 * len(self.ids) // 3 + 1
+        for leaf in (alive, opened):
+            self._check_place(leaf)
+
+    def _check_opened(self) -> None:
+        """What was revealed, and the sum, are of this very round."""
+        reveal, aggregate = self.only("reveal"), self.only("aggregate")
+        assert reveal["rid"] == aggregate["rid"] == self.rid.hex()
+        assert reveal.about == {"round": self.rid.hex()}
+        for leaf in (reveal, aggregate):
+            self._check_place(leaf)
+        assert aggregate["round"] == self.only("round-open")["round"]
         assert aggregate["summands"] == len(self.alive)
+
+    def _check_place(self, leaf: Leaf) -> None:
+        cohort = self.only("cohort")
+        assert (leaf["seq"], leaf["group"]) == (cohort["seq"], cohort["group"])
 
     # -- what -------------------------------------------------------------------------------------
 
@@ -287,25 +316,31 @@ class Sum:
         seeds = self.only("reveal")["seeds"]
         assert sorted(seeds) == [one.hex() for one in self.members]
         boxes = self._boxes()
+        drew: dict[bytes, set[bytes]] = {}  # a holder, and who drew it
+        for owner, holders in self.holders.items():
+            for holder in holders:
+                drew.setdefault(holder, set()).add(owner)
         for one in self.members:
             seed = bytes.fromhex(seeds[one.hex()])
             mask_key, commitment = self.adverts[one]
-            if one in self.alive:
+            if one in self.summed:
                 assert int.from_bytes(seed, "big") < PRIME
                 assert named_hash("bcommit", self.actx + one + seed) == commitment
                 yield derived(seed, "self", self.rid), -1
                 continue
             lost = Lost(one, seed, self.actx, self.hybrid)
             assert lost.public == mask_key
-            for other in self.alive:
-                pair = min(one, other) + max(one, other)
+            own_holders = set(self.holders[one])
+            for other in sorted(self.summed & (own_holders | drew.get(one, set()))):
                 theirs, lower, higher = self.adverts[other][0], *sorted((one, other))
-                drew = [a for a, b in ((lower, higher), (higher, lower)) if b in self.holders[a]]
-                if not drew:
-                    continue
+                pair = lower + higher
+                # Of two that drew one another the lower one's seed it is. (P-6.15)
+                first = lower if higher in self.holders[lower] else higher
                 if self.hybrid:
-                    own, way = drew[0] == one, pair if drew[0] == lower else higher + lower
-                    secret = lost.pair_seed(other, theirs, self.xid, boxes.pop(way), own=own)
+                    way = pair if first == lower else higher + lower
+                    secret = lost.pair_seed(
+                        other, theirs, self.xid, boxes.pop(way), own=first == one
+                    )
                 else:
                     secret = lost.secret_with(other, theirs)
                 # What the other one added has to go, what it took away comes back.

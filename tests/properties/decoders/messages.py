@@ -26,6 +26,7 @@ from protocol.tasks.classification import METRICS
 from protocol.transparency.leaf_codec import sha256
 from protocol.transparency.leaves import Alive
 from protocol.transparency.lists import Lists
+from protocol.transparency.sum_leaves import parse_boxes
 from protocol.wire import Hello, Instruction, LogText, Refusal, from_record, to_record
 from tests.properties.decoders.rows import (
     Decoder,
@@ -71,6 +72,10 @@ def _secret(world: World) -> dict[str, Decoder]:
         "protocol.transparency.lists:Lists.whole": Decoder(
             read=lambda data: Lists(lambda _: data).whole(listed_alive(sha256(data))),
             seeds=(b"".join(number.to_bytes(16, "big") for number in range(130)),),
+        ),
+        "protocol.transparency.sum_leaves:parse_boxes": Decoder(
+            read=parse_boxes,
+            seeds=(b'[{"box":"00","path":["11"],"receiver":"22","sender":"33"}]',),
         ),
         "protocol.secagg.messages:decode_masked_tail": Decoder(
             read=decode_masked_tail, seeds=(bytes(32 + 4 + 64),)

@@ -14,7 +14,7 @@ from audit.sources import Folder
 from audit.verify import audit
 from base_model.weights_file import tensor_entry
 from protocol.manifest import Manifest, fingerprint_of
-from tests.interop.runs import drawn, release
+from tests.interop.released import drawn, release
 from tests.unit.audit.runs import make_run, small_manifest
 
 DORA = {"method": "dora", "rank": 2, "alpha": 4.0, "targets": ["query"]}
@@ -83,7 +83,7 @@ def test_slots_of_other_weights_are_another_adapter(
     folder, manifest = tmp_path / "run", with_weights()
     monkeypatch.setattr("tests.unit.audit.runs.small_manifest", lambda linears=2: manifest)
     make_run(folder, adapter=DORA, release={"parity_max_relative": 1.0})
-    monkeypatch.setattr("tests.interop.runs.drawn", other)
+    monkeypatch.setattr("tests.interop.released.drawn", other)
     release(folder)
     save_file(TENSORS, tmp_path / "weights.safetensors")
     report = audit(Folder(folder), Trust(), weights=tmp_path)

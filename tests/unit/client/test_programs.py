@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from base_model.build import build_base
 from base_model.programs.classifier import classifier_graphs
 from base_model.programs.folder import make_program
 from base_model.verify import read_manifest
+from base_model.weights_file import tensor_entry
 from client.batches import Batch
 from client.engine.choice import engine_for
 from client.engine.onnx_engine import OnnxEngine
@@ -67,6 +69,7 @@ def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
     oracle = TorchEngine(base, replace(recipe, plan=fp32), threads=1)
     engine = engine_for(recipe, opened_base(plan, base), threads=1, parts=[trained])
     assert isinstance(engine, OnnxEngine)
+    assert not weights_inside(engine, recipe)
     rows, tensors = batch(read_manifest(base).vocab_size, plan), values(base, plan)
     loss, ours = engine.gradients(tensors, rows, trained)
     expected, theirs = oracle.gradients(tensors, rows, trained)
@@ -81,6 +84,22 @@ def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
         alike = [theirs[spec.name] for spec in parts[name]] if reference.size == 1 else [reference]
         largest = max(np.abs(each).max() for each in alike)
         assert np.abs(value - reference).max() < 1e-5 * largest, name
+
+
+def weights_inside(engine: OnnxEngine, recipe: Recipe) -> set[str]:
+    """Matrices of the base's file that a program's own files hold, as they are or turned."""
+    names = {(entry.sha256, *entry.shape): name for name, entry in recipe.manifest.tensors.items()}
+    inside = set()
+    for data in engine._program.graphs.values():
+        for tensor in onnx.load_model_from_string(data).graph.initializer:
+            outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+            if outside or len(tensor.raw_data) < 256 or len(tensor.dims) < 2:
+                continue
+            value = onnx.numpy_helper.to_array(tensor)
+            for form in (value, value.T, value.astype(np.float16), value.T.astype(np.float16)):
+                entry = tensor_entry(np.ascontiguousarray(form))
+                inside |= {names[key] for key in [(entry.sha256, *entry.shape)] if key in names}
+    return inside
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,6 +23,7 @@ from protocol.enrolment import (
     verify_roster,
 )
 from protocol.errors import PlanError, ProofError
+from protocol.legality_of_secrecy import MOST_LOGGED
 from protocol.secagg.roster import parse_roster
 from protocol.transparency.dsse import parse_envelope, sign_statement
 
@@ -109,6 +110,13 @@ def test_a_roster_comes_back_in_the_form_of_plans() -> None:
     assert listed == {one.name: one.identity for one in sites}
     empty = verify_roster(sign_roster(1, (), OPERATOR), PUBLIC, least=1, source="r")
     assert (empty.sites, empty.render()) == ((), "")
+
+
+def test_a_roster_holds_all_of_the_largest_sum() -> None:
+    """10,000 sites with the longest names, from what one more of them takes."""
+    long = [replace(site(number), name=f"{number}".rjust(48, "z")) for number in range(4)]
+    one, four = (len(sign_roster(1, sites, OPERATOR)) for sites in (long[:1], long))
+    assert one + (four - one) / 3 * MOST_LOGGED < MAX_BYTES
 
 
 def test_a_roster_of_another_signer_or_age_is_refused() -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from base_model.verify import read_manifest
-from protocol.legality import check, verify_legal, warnings_of
-from protocol.legality_of_secrecy import most_lost
+from protocol.encoding import canonical_json
+from protocol.legality import Finding, check, verify_legal, warnings_of
+from protocol.legality_of_secrecy import TAIL_BYTES, most_lost
 from protocol.manifest import Manifest
-from protocol.transparency.leaf_codec import MOST_BYTES, encode_statement
-from protocol.transparency.leaves import Abort, AskedSum
+from protocol.secagg.agreement import Keys
+from protocol.secagg.messages import advert_bytes
+from protocol.transparency.leaf_codec import MOST_BYTES, encode_message, encode_statement
+from protocol.transparency.leaves import Abort, Advert, AskedSum, Shares, Vector
 from tests.unit.audit.runs import small_plan
 from tests.unit.protocol.test_legality import plan_of
+from tests.witnesses import witnessed_by
 
 
 def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
@@ -28,6 +33,70 @@ def test_large_cohorts_are_summed_in_groups(tiny_base: Path) -> None:
     for quorum, warned in ((1720, False), (1600, True)):
         large = plan_of(manifest, cohort={"size": 2000, "quorum": quorum})
         assert any("holders" in finding.cause for finding in warnings_of(large, manifest)) == warned
+
+
+HYBRID = {"keys": "x25519+ml-kem-768"}
+
+
+@pytest.mark.parametrize(
+    ("witnessed", "secrecy", "most", "helps"),
+    [
+        (False, {}, 2000, "audit.witnesses"),
+        (True, {}, 10_000, "secrecy.groups = 3"),
+        (True, HYBRID, 2000, 'secrecy.keys = "x25519"'),
+        (False, HYBRID, 2000, "audit.witnesses"),
+        (False, {"groups": 3}, 2000, "audit.witnesses"),
+        (True, {"groups": 3}, 10_000, "secrecy.groups = 4"),
+    ],
+)
+def test_who_says_who_is_in_a_sum_bounds_it(
+    tiny_base: Path, witnessed: bool, secrecy: dict[str, Any], most: int, helps: str
+) -> None:
+    """A witnessed log up to 10,000; the signatures of its clients, which all of them check, up to 2,000."""
+    manifest = read_manifest(tiny_base)
+    audit = {"audit": witnessed_by("w.example")} if witnessed else {}
+    size = most * secrecy.get("groups", 1)
+
+    def errors(clients: int) -> list[Finding]:
+        cohort = {"size": clients, "quorum": clients * 9 // 10}
+        found = check(plan_of(manifest, cohort=cohort, secrecy=secrecy, **audit), manifest)
+        return [finding for finding in found if finding.severity == "error"]
+
+    assert errors(size) == []
+    (refused,) = errors(size + 1)
+    assert refused.field == "cohort.size"
+    assert f"more than {most} clients" in refused.cause
+    assert helps in refused.remedy
+
+
+def test_how_often_a_large_witnessed_round_may_fail_is_warned_of(tiny_base: Path) -> None:
+    """All leaves of an attempt that fails behind its alive sets come before every client of the next."""
+    manifest = read_manifest(tiny_base)
+
+    def warned(clients: int, attempts: int, **sections: Any) -> bool:
+        cohort = {"size": clients, "quorum": clients * 9 // 10, "attempts": attempts}
+        plan = plan_of(manifest, cohort=cohort, **sections)
+        return any(finding.field == "cohort.attempts" for finding in warnings_of(plan, manifest))
+
+    audit = {"audit": witnessed_by("w.example")}
+    assert not warned(10_000, 5, **audit)
+    assert warned(10_000, 6, **audit)
+    assert warned(2000, 7, secrecy=HYBRID, **audit)
+    assert not warned(2000, 6, secrecy=HYBRID, **audit)
+    assert not warned(2000, 1000)
+
+
+@pytest.mark.parametrize("keys", list(Keys))
+def test_what_a_failed_attempt_adds_for_a_client_is_not_more(keys: Keys) -> None:
+    """The leaves of P-8.8 up to its vector, at their longest, as texts within a text."""
+    digest, signature = "f" * 64, "f" * 128
+    leaves = (
+        Advert(group=1023, advert="f" * (2 * advert_bytes(keys))),
+        Shares(client="f" * 32, xid=digest, root=digest, signature=signature, choice=digest),
+        Vector(client="f" * 32, rid=digest, root=digest, length=2**31, signature=signature),
+    )
+    text = canonical_json([encode_message(leaf).decode() for leaf in leaves])
+    assert 0.7 * TAIL_BYTES[keys] < len(text) < TAIL_BYTES[keys]
 
 
 @pytest.mark.parametrize("groups", [11, 40, 150])
@@ -69,7 +138,9 @@ def test_large_groups_whose_losses_make_them_small_fit_too(tiny_base: Path) -> N
     assert not refused(10 * 200, 10 * 100, 10)
 
 
-@pytest.mark.parametrize(("size", "most"), [(5, 1), (128, 42), (129, 29), (2000, 283)])
+@pytest.mark.parametrize(
+    ("size", "most"), [(5, 1), (128, 42), (129, 29), (2000, 283), (10_000, 1277)]
+)
 def test_a_quorum_below_which_sums_do_not_open_is_warned_of(
     tiny_base: Path, size: int, most: int
 ) -> None:
@@ -77,7 +148,8 @@ def test_a_quorum_below_which_sums_do_not_open_is_warned_of(
     assert most_lost(size) == most
 
     def warned(quorum: int) -> bool:
-        plan = plan_of(manifest, cohort={"size": size, "quorum": quorum})
+        audit = {"audit": witnessed_by("w.example")} if size > 2000 else {}
+        plan = plan_of(manifest, cohort={"size": size, "quorum": quorum}, **audit)
         return any(
             finding.severity == "warning" and "lost" in finding.cause for finding in check(plan)
         )

@@ -170,15 +170,21 @@ def test_the_faults_met_are_those_of_the_hash() -> None:
     assert 0 < len(expected) < len(nodes)
 
 
-def test_a_round_that_is_over_does_not_keep_its_adapter_alive() -> None:
+@pytest.mark.parametrize(
+    ("faults", "kept"), [({"straggler": 1.0}, True), ({"dropout": 1.0}, False)]
+)
+def test_a_round_that_is_over_does_not_keep_its_adapter_alive(
+    faults: dict[str, float], kept: bool
+) -> None:
+    """Nor does what nobody will ever answer."""
     clock = VirtualClock()
-    grid, _ = grid_of(2, faults=Faults(dropout=1.0), clock=clock, deadline_s=10.0)
+    grid, _ = grid_of(2, faults=Faults(**faults), clock=clock, deadline_s=10.0)
     shared = content()
     list(grid.push_messages([Message(shared, 1000, TRAIN)]))
     held = weakref.ref(shared)
     del shared
     gc.collect()
-    assert held() is not None
+    assert (held() is not None) == kept
     clock.sleep(31.0)
     push(grid)
     gc.collect()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import replace
-from math import exp, lgamma, log, log2
 from typing import Any
 
 import numpy as np
@@ -263,36 +262,3 @@ def test_everybody_is_drawn_as_often() -> None:
     expected = 1000 * CHOSEN_HOLDERS / 199
     chi = sum((times[one] - expected) ** 2 / expected for one in ids if one != ids[3])
     assert chi < 300  # 198 degrees of freedom, drawn without return: 119 on average
-
-
-def binomial_tail(draws: int, share: float, least: int) -> float:
-    """Probability of ``least`` or more of so many."""
-    return sum(
-        exp(choose(draws, at) + at * log(share) + (draws - at) * log(1 - share))
-        for at in range(least, draws + 1)
-    )
-
-
-def choose(total: int, part: int) -> float:
-    """Logarithm of the binomial coefficient."""
-    return lgamma(total + 1) - lgamma(part + 1) - lgamma(total - part + 1)
-
-
-@pytest.mark.parametrize("clients", [129, 1000, 10_000])
-def test_with_a_fifth_corrupt_no_sum_is_of_fewer_than_half_of_the_honest(clients: int) -> None:
-    """What ADR 0088 claims of the rule's numbers.
-
-    A part of s honest clients can be summed alone only where each has a threshold of its holders inside it or
-    among the corrupt; over all parts of up to half of the honest that happens with less than 2^-40. And no
-    client among all draws a threshold of corrupt holders.
-    """
-    corrupt, needed = 0.2, threshold(CHOSEN_HOLDERS)
-    honest = int(clients * (1 - corrupt))
-    parts = 0.0
-    for size in range(1, honest // 2 + 1):
-        inside = min(0.999, (size - 1) / (clients - 1) + corrupt)
-        tail = binomial_tail(CHOSEN_HOLDERS, inside, needed)
-        if tail:
-            parts += exp(choose(honest, size) + size * log(tail))
-    assert log2(parts) < -40
-    assert log2(clients * binomial_tail(CHOSEN_HOLDERS, corrupt, needed)) < -50

@@ -14,7 +14,7 @@ from protocol.secagg import shamir
 from protocol.secagg.agreement import Keys
 from protocol.secagg.client import commitment
 from protocol.secagg.graph import CHOSEN_HOLDERS, threshold
-from protocol.secagg.messages import SELF_MASK, Advert
+from protocol.secagg.messages import Advert
 from protocol.secagg.rebuilding import Rebuilder
 from protocol.secagg.wrong_shares import wrong_places
 
@@ -57,8 +57,7 @@ def rebuilt(
     ids = tuple(bytes([number]) * 16 for number in range(holders))
     shares = shamir.split(secret, range(1, holders + 1), needed, os.urandom)
     reveals = {
-        ids[at]: (SELF_MASK, (shares[at] + (by(at) if at in wrong else 0)) % shamir.PRIME)
-        for at in range(there)
+        ids[at]: (shares[at] + (by(at) if at in wrong else 0)) % shamir.PRIME for at in range(there)
     }
     advert = Advert(
         sid=bytes(32),

@@ -14,7 +14,15 @@ from protocol.transparency.leaf_codec import encode_message
 from protocol.transparency.leaves import Abort, Advert, AskedSum, Pad
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt
-from protocol.transparency.shown import Incoming, Known, Place, Shown, decode_text, verify_shown
+from protocol.transparency.shown import (
+    Incoming,
+    Known,
+    Place,
+    Shown,
+    decode_text,
+    encode_shown,
+    verify_shown,
+)
 from tests.unit.client.cohort_log import CohortLog
 
 ORIGIN, CLIENT = "fedge/t/00", bytes(16)
@@ -78,6 +86,23 @@ def test_what_grew_is_accepted_and_another_past_is_not(
     ahead = known_at(log_of(old + new + 1), old + new + 1)
     assert code_of(shown, Known(key=log.verifier, size=ahead.size, root=ahead.root)) == "log.shrunk"
     assert code_of(shown, known_at(log, old, receipt_of("6" * 64))) == "log.missing"
+
+
+def test_a_tail_that_was_encoded_before_makes_the_same_text() -> None:
+    """It is megabytes for each of thousands of clients, where an attempt has failed under witnesses."""
+    receipt = receipt_of()
+    log = log_of(9, receipt, 6)
+    for known in (Known(), known_at(log, 5, receipt)):
+        shown = log.shown(CLIENT, known.told)
+        text = encode_shown(
+            key=shown.key,
+            checkpoint=shown.checkpoint,
+            consistency=shown.consistency,
+            tail=shown.tail.encode(),
+            proven=shown.proven,
+        )
+        assert text == shown.encode()
+        assert decode_text(Shown, text, "log") == shown
 
 
 @given(st.data())

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from protocol.encoding import canonical_json
 from protocol.errors import ProofError
+from protocol.legality_of_secrecy import MOST_SIGNED, most_lost
 from protocol.secagg.agreement import Keys
+from protocol.secagg.graph import CHOSEN_HOLDERS
 from protocol.secagg.openings import alive_digest
 from protocol.secagg.transcript import Transcript
 from protocol.secagg.verification import verify_transcript
@@ -27,11 +30,14 @@ from protocol.transparency.leaves import (
 )
 from protocol.transparency.lists import Lists
 from protocol.transparency.sum_leaves import (
+    MOST_BOXES_BYTES,
+    MOST_BOXES_VALUES,
     SumLeaves,
     SumPlace,
     after_alive,
     alive_leaf,
     before_alive,
+    parse_boxes,
     transcript_of,
 )
 from tests.unit.protocol.secagg.conftest import Cohort as Clients
@@ -52,6 +58,28 @@ def fetch(digest: str) -> bytes:
     if digest not in LISTS:
         raise ProofError(f"no list {digest}", "")
     return LISTS[digest]
+
+
+def box(number: int, size: int) -> dict[str, Any]:
+    """As :class:`protocol.secagg.transcript.PairBox`, with a path of a graph of eighty holders."""
+    client = number.to_bytes(16, "big").hex()
+    return {"sender": client, "receiver": "f" * 32, "box": "ab" * size, "path": ["0" * 64] * 7}
+
+
+def test_the_boxes_of_the_largest_sum_can_be_read() -> None:
+    """Of 2,000 hybrid clients as many are lost as it opens without, each with all of its neighbours."""
+    pairs = most_lost(MOST_SIGNED) * 2 * CHOSEN_HOLDERS
+    longest = len(canonical_json([box(0, Keys.HYBRID.box_bytes(seed=True))]))
+    assert pairs * longest < MOST_BOXES_BYTES
+    assert pairs * (1 + 4 + 7) < MOST_BOXES_VALUES
+    listed = [box(number, 1) for number in range(23_000)]  # more values than other documents have
+    assert [each.model_dump() for each in parse_boxes(canonical_json(listed))] == listed
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[{}]", b"[ ]", b"[1]", b"null", b"[" * 1000])
+def test_what_is_no_list_of_boxes_is_refused(data: bytes) -> None:
+    with pytest.raises(ProofError, match="no boxes"):
+        parse_boxes(data)
 
 
 def write(leaf: Leaf, subjects: Mapping[str, str]) -> bytes:
