@@ -13,7 +13,7 @@ export PYTHONUNBUFFERED = 1
 # Tests start hundreds of processes: without bytecode each would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-chat devices test test-slow test-laws test-bases test-attacks test-machines test-cluster check bench clean
+.PHONY: demo demo-chat devices test test-slow test-laws test-bases test-attacks test-machines test-cluster test-bounds check bench clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -90,6 +90,10 @@ test-machines: $(VENV)/dev.stamp
 test-cluster: $(VENV)/dev.stamp
 	$(PIP) -e '.[dev,ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/integration/test_ray.py
+
+# The lowest and the newest version that pyproject.toml allows of Flower and of ONNX Runtime.
+test-bounds: $(VENV)/dev.stamp
+	$(BIN)/python tests/bounds.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -13,7 +13,13 @@ from audit.published import REMEDY, Run
 from audit.report import Findings, Spending
 from protocol.encoding import canonical_json
 from protocol.errors import MachineError, ProofError
-from protocol.privacy.ledger import Entry, central_numbers, client_epsilon, distributed_numbers
+from protocol.privacy.ledger import (
+    Entry,
+    Tally,
+    central_numbers,
+    client_epsilon,
+    distributed_numbers,
+)
 from protocol.privacy.planned import mechanism_of
 from protocol.transparency.leaf_codec import sha256
 from protocol.transparency.leaves import Aggregate, Alive, Spent
@@ -57,12 +63,13 @@ def spending(run: Run, findings: Findings) -> Spending | None:
         budget=privacy.epsilon,
         delta=privacy.delta,
     )
-    names = sorted({name for entry in entries for name in entry.participants})
+    tally, opened = Tally(entries), Tally(_opened(run, entries))
+    names = sorted(tally.clients)
     if privacy.mechanism == "central" and entries:
         names.append("")  # every round counts for everybody, also one whose sample was empty
     with findings.checking("nobody took part more often than planned"):
         for name in names:
-            times = sum(name in entry.participants for entry in _opened(run, entries))
+            times = opened.sums(name)
             if privacy.rounds_per_client and times > privacy.rounds_per_client:
                 raise _bad(f"{name} took part in {times} sums, {privacy.rounds_per_client} planned")
     try:
@@ -71,8 +78,8 @@ def spending(run: Run, findings: Findings) -> Spending | None:
     except ProofError:
         return totals  # its round says what is wrong; of false numbers there is no epsilon
     try:
-        before, opened = run.plan.spent_before, _opened(run, entries)
-        spent = {name: client_epsilon(entries, name, privacy, before) for name in names}
+        before = run.plan.spent_before
+        spent = {name: client_epsilon(tally, name, privacy, before) for name in names}
         sure = {name: client_epsilon(opened, name, privacy, before) for name in names}
     except MachineError as error:
         findings.leave_open(error.cause, "that nobody spent more than the plan's epsilon")

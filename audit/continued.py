@@ -14,7 +14,7 @@ from audit.published import REMEDY, Run
 from audit.report import Findings, Unproven
 from protocol.errors import PlanError, ProofError
 from protocol.privacy.accounting import Spent
-from protocol.privacy.ledger import Entry, total
+from protocol.privacy.ledger import Entry, Tally
 from protocol.secagg.openings import far_apart
 from protocol.start import NOTHING_BEFORE, SpentBefore, Start
 
@@ -60,8 +60,8 @@ def _spent(run: Run, entries: Sequence[Entry]) -> SpentBefore:
             noise_multiplier=privacy.noise_multiplier,
             sampling=privacy.sampling,
         )
-    names = {name for entry in entries for name in entry.participants}
-    spent = [Spent(rho=before.rho, xi=before.xi) + total(entries, name) for name in names]
+    tally = Tally(entries)
+    spent = [Spent(rho=before.rho, xi=before.xi) + tally.spent(name) for name in tally.clients]
     return SpentBefore(
         mechanism="distributed",
         rho=max([before.rho, *(cost.rho for cost in spent)]),

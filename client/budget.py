@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from functools import reduce
 
+from client.ledger import Account
 from protocol.errors import PrivacyError
 from protocol.plan import Plan
 from protocol.privacy.accounting import Spent, epsilon
-from protocol.privacy.ledger import Entry, verify_affordable
+from protocol.privacy.ledger import Tally, verify_affordable
 
 LIMIT_DELTA = 1e-6  # of a client's own limit, whatever a plan's delta is
 
 
-def verify_budget(
-    plan: Plan, digest: str, name: str, cost: Spent, entries: Sequence[Entry]
-) -> None:
+def verify_budget(plan: Plan, digest: str, name: str, cost: Spent, account: Account) -> None:
     """A sum of ``cost`` fits the budget of the plan with this digest. Raises PrivacyError.
 
-    ``entries`` are the client's own, of any plan: of the runs that a plan goes on from it may say less than
-    this client knows.
+    ``account`` is of the client's own entries, of any plan: of the runs that a plan goes on from it may say
+    less than this client knows.
     """
-    mine = [entry for entry in entries if entry.plan == digest]
+    mine = account.plans.get(digest, Tally())
     verify_affordable(mine, name, plan.privacy, cost, plan.spent_before)
     if plan.start is not None:
-        own = [entry for entry in entries if entry.plan in {digest, *plan.start.plans}]
+        earlier = (account.plans.get(each, Tally()) for each in {*plan.start.plans} - {digest})
+        own = reduce(Tally.plus, earlier, mine)
         any_number = plan.privacy.model_copy(update={"rounds_per_client": 0})
         verify_affordable(own, name, any_number, cost)
 
 
-def verify_own_limit(limit: float, cost: Spent, entries: Sequence[Entry]) -> None:
+def verify_own_limit(limit: float, cost: Spent, account: Account) -> None:
     """A sum of ``cost`` fits ``limit``, epsilon over all runs and plans. Raises PrivacyError."""
     if not math.isfinite(limit):
         return
-    after = epsilon(sum((entry.spent for entry in entries), cost), delta=LIMIT_DELTA)
+    after = epsilon(account.whole + cost, delta=LIMIT_DELTA)
     if after > limit:
         raise PrivacyError(
             f"over all runs this client would reach epsilon {after:.3f} at delta {LIMIT_DELTA:g}",

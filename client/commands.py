@@ -61,13 +61,13 @@ def ledger(
     """What was spent, per participant, over everything in the ledger."""
     from client.ledger import FileLedger
     from protocol.privacy.accounting import epsilon
-    from protocol.privacy.ledger import total
+    from protocol.privacy.ledger import Tally
 
     if not file.is_file():
         raise ArtefactError(f"{file} is not there", "name a ledger file")
     entries = FileLedger(file).entries()
-    names = sorted({name for entry in entries for name in entry.participants})
-    spent = {name: epsilon(total(entries, name), delta=delta) for name in names}
+    tally = Tally(entries)
+    spent = {name: epsilon(tally.spent(name), delta=delta) for name in sorted(tally.clients)}
     if as_json:
         typer.echo(json.dumps({"sums": len(entries), "delta": delta, "epsilon": spent}))
         return

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from protocol.errors import MachineError
-from storage.regular import read_regular_text
+from storage.regular import open_regular, read_regular_text
 from storage.whole import PRIVATE, appending
 
 MOST_JOURNAL = 2**30  # bytes: a line a round, for longer than any site lives
+PIECE = 2**14  # bytes read at a time from the end
+SEEN = 64  # last bytes of what was read, by which the file is known again
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a file was read: which file, when it was written, how many bytes, and the last of them."""
+
+    file: tuple[int, int] = (0, 0)
+    written: int = 0
+    size: int = 0
+    last: bytes = b""
+
+    def is_of(self, file: BinaryIO) -> bool:
+        """Whether ``file`` has only grown since, as far as that shows without reading all of it."""
+        status = os.fstat(file.fileno())
+        if (status.st_dev, status.st_ino) != self.file or status.st_size < self.size:
+            return False
+        file.seek(max(0, self.size - SEEN))
+        grown = status.st_size > self.size or status.st_mtime_ns == self.written
+        return grown and file.read(min(self.size, SEEN)) == self.last
 
 
 class Journal:
@@ -25,6 +49,49 @@ class Journal:
             return read_regular_text(self.path, most=MOST_JOURNAL)
         except FileNotFoundError:
             return ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise self.unusable("read", error) from None
+
+    def since(self, mark: Mark) -> tuple[bool, list[str], Mark]:
+        """Whether the file is the one that was read up to ``mark``, the lines behind it, and the mark after.
+
+        Of another file, or one that was put back or edited, all lines. Raises MachineError.
+        """
+        try:
+            with open_regular(self.path, most=MOST_JOURNAL) as file:
+                known = mark.is_of(file)
+                status = os.fstat(file.fileno())
+                start = mark.size if known else 0
+                file.seek(start)
+                data = file.read()
+                file.seek(max(0, start + len(data) - SEEN))
+                last = file.read(min(start + len(data), SEEN))
+                lines = data.decode("utf-8").splitlines()
+        except FileNotFoundError:
+            return mark == Mark(), [], Mark()
+        except (OSError, UnicodeDecodeError) as error:
+            raise self.unusable("read", error) from None
+        file_id = (status.st_dev, status.st_ino)
+        return known, lines, Mark(file_id, status.st_mtime_ns, start + len(data), last)
+
+    def backwards(self) -> Iterator[str]:
+        """The lines, the last one first; the file is read from its end, as far as it is asked for."""
+        try:
+            with open_regular(self.path, most=MOST_JOURNAL) as file:
+                at, rest = file.seek(0, os.SEEK_END), b""
+                if at and file.seek(at - 1) >= 0 and file.read(1) == b"\n":
+                    at -= 1  # behind the last line that ends there is none
+                while at:
+                    start = max(0, at - PIECE)
+                    file.seek(start)
+                    rest, at = file.read(at - start) + rest, start
+                    first, *whole = rest.split(b"\n")
+                    yield from (line.decode("utf-8") for line in reversed(whole))
+                    rest = first
+                    if not at:
+                        yield rest.decode("utf-8")
+        except FileNotFoundError:
+            return
         except (OSError, UnicodeDecodeError) as error:
             raise self.unusable("read", error) from None
 

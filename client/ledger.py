@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
-from client.journal import Journal
-from protocol.privacy.ledger import Entry, parse_entries
+from client.journal import Journal, Mark
+from protocol.privacy.accounting import Spent
+from protocol.privacy.ledger import Entry, Tally, parse_entries
 
-Allowed = Callable[[list[Entry]], None]
+MOST_ACCOUNTS = 4096  # ledgers that a process keeps in mind: those of simulated clients
+
+
+class Account:
+    """The entries of a ledger added up: by plan, and over all of them."""
+
+    def __init__(self) -> None:
+        self.plans: dict[str, Tally] = {}
+        self.whole = Spent()
+
+    def add(self, entry: Entry) -> None:
+        """One more."""
+        self.plans.setdefault(entry.plan, Tally()).add(entry)
+        self.whole = self.whole + entry.spent
+
+
+Allowed = Callable[[Account], None]
 
 
 class Ledger(Protocol):
@@ -19,15 +37,24 @@ class Ledger(Protocol):
         """All of them, oldest first."""
         ...
 
+    def account(self) -> Account:
+        """The same added up; not to be changed."""
+        ...
+
     def spend(self, entry: Entry, allowed: Allowed) -> None:
         """Keep ``entry`` unless ``allowed`` raises for what is there; it is safe when this returns."""
         ...
 
 
+_accounts: dict[Path, tuple[Mark, Account]] = {}
+_turn = Lock()  # clients of a simulation may be side by side; a file is one client's
+
+
 class FileLedger:
     """One JSON line per opened sum, only ever appended to, readable by its owner alone.
 
-    Two entries with the same numbers are two sums: a coordinator chooses the numbers.
+    Two entries with the same numbers are two sums: a coordinator chooses the numbers. A process reads every
+    line once, and then the new ones.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +64,21 @@ class FileLedger:
         """All entries; none when there is no file yet. Raises ArtefactError for a damaged line."""
         return parse_entries(self._journal.text(), source=str(self._journal.path))
 
+    def account(self) -> Account:
+        """All entries added up. Raises ArtefactError for a damaged line."""
+        path = self._journal.path.absolute()
+        mark, account = _accounts.pop(path, (Mark(), Account()))
+        same, new, after = self._journal.since(mark)
+        if not same:
+            account = Account()
+        for entry in parse_entries("\n".join(new), source=str(self._journal.path)):
+            account.add(entry)
+        with _turn:
+            _accounts[path] = after, account
+            if len(_accounts) > MOST_ACCOUNTS:
+                del _accounts[next(iter(_accounts))]
+        return account
+
     def spend(self, entry: Entry, allowed: Allowed) -> None:
         """Check and append as one. Raises what ``allowed`` raises, or MachineError."""
-        self._journal.append(entry.model_dump_json(), lambda: allowed(self.entries()))
+        self._journal.append(entry.model_dump_json(), lambda: allowed(self.account()))

@@ -6,7 +6,7 @@ left its vector out, whatever was restarted in between; and it holds the evidenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ from protocol.documents import OddError, json_as
 from protocol.errors import ProofError, SecrecyError
 from protocol.secagg.openings import Opening
 from protocol.transparency.leaf_codec import decode_leaf
-from protocol.transparency.leaves import Abort, Count, Sha256
+from protocol.transparency.leaves import Abort, Count, Leaf, Sha256
 from protocol.transparency.note import Checkpoint, parse_checkpoint, parse_key
 from protocol.transparency.offline import parse_offline_proof
 from protocol.transparency.receipts import Receipt, unverified_receipt
@@ -51,9 +51,10 @@ class _ReceiptLine(_Line):
 class _LogLine(_Line):
     kind: Literal["log"] = "log"
     checkpoint: str
-    proofs: dict[
-        Sha256, str
-    ]  # what accounts for an earlier receipt, by its rid: numbers may come twice
+    # What accounts for each receipt since the line before, by its rid: numbers may come twice.
+    proofs: dict[Sha256, str]
+    # Sums of the run so far that shares were given for in vain, with their rounds; an earlier fedge has none.
+    vain: dict[Sha256, Count] | None = None
 
 
 _LINE: TypeAdapter[_ReceiptLine | _LogLine] = TypeAdapter(
@@ -92,15 +93,23 @@ class Receipts:
             for rid, (line, receipt) in lines.items()
         ]
 
-    def in_vain(self, sid: bytes) -> set[str]:
-        """The rids of the sums of run ``sid`` that the log accounts for by an `abort`."""
-        proofs = {
-            held.receipt.rid: parse_offline_proof(held.proof)
-            for held in self.held()
-            if held.proof is not None and held.receipt.sid == sid.hex()
+    def in_vain(self, sid: bytes) -> dict[str, int]:
+        """The rids of the sums of run ``sid`` that the log accounts for by an `abort`, with their rounds.
+
+        Of those that this client gave shares for, all.
+        """
+        last = self._latest(sid.hex())[1]
+        return {} if last is None else self._vain(last)
+
+    def _vain(self, last: _LogLine) -> dict[str, int]:
+        if last.vain is not None:
+            return last.vain
+        held = [each for each in self.held() if each.receipt.sid == last.sid and each.proof]
+        return {
+            each.receipt.rid: each.receipt.round
+            for each in held
+            if isinstance(_proven_leaf(each.proof or ""), Abort)
         }
-        leaves = {rid: decode_leaf(proof.extra or b"").leaf for rid, proof in proofs.items()}
-        return {rid for rid, leaf in leaves.items() if isinstance(leaf, Abort)}
 
     def told(self, sid: bytes) -> Told:
         """What the coordinator of run ``sid`` has to know of this memory."""
@@ -123,22 +132,30 @@ class Receipts:
         shown: Shown,
         place: Place,
         incoming: Incoming,
-        openings: Callable[[], Sequence[Opening]],
+        openings: Callable[[Collection[str]], Sequence[Opening]],
     ) -> None:
         """Check what was shown of the log against what is known, and keep it. Raises SecrecyError.
 
-        ``openings`` gives the sums of this run that the client gave its shares for.
+        ``openings`` gives those of the sums with these rids that the client gave its shares for.
         """
 
         def made() -> str:
-            opened = {opening.rid.hex(): opening.alive for opening in openings()}
-            known = replace(self._known(sid.hex()), opened=opened)
-            seen = verify_shown(shown, known, place, incoming)
+            known, last = self._known(sid.hex()), self._latest(sid.hex())[1]
+            found = openings([receipt.rid for receipt in known.open])
+            opened = {opening.rid.hex(): opening.alive for opening in found}
+            seen = verify_shown(shown, replace(known, opened=opened), place, incoming)
+            vain = {
+                receipt.rid: receipt.round
+                for receipt in known.open
+                if receipt.rid in opened
+                and isinstance(_proven_leaf(seen.accounts[receipt.rid]), Abort)
+            }
             return _LogLine(
                 sid=sid.hex(),
                 key=shown.key,
                 checkpoint=shown.checkpoint,
                 proofs=dict(seen.accounts),
+                vain=({} if last is None else self._vain(last)) | vain,
             ).model_dump_json()
 
         self._journal.append_made(made)
@@ -157,28 +174,39 @@ class Receipts:
             note()
 
     def _known(self, sid: str) -> Known:
-        lines = [line for line in self._lines() if line.sid == sid]
-        receipts = [self._receipt(line) for line in lines if isinstance(line, _ReceiptLine)]
-        shown = [line for line in lines if isinstance(line, _LogLine)]
-        accounted = {rid for line in shown for rid in line.proofs}
-        waiting = {one.rid: one for one in receipts if one.rid not in accounted}
-        if not shown:  # a receipt comes after the log was shown
+        receipts, last = self._latest(sid)
+        if last is None:  # a receipt comes after the log was shown
             return Known()
-        last = self._checkpoint(shown[-1])
+        checkpoint = self._checkpoint(last)
+        waiting = {one.rid: one for one in receipts if one.rid not in last.proofs}
         return Known(
-            key=shown[0].key,
-            size=last.size,
-            root=last.root,
+            key=last.key,
+            size=checkpoint.size,
+            root=checkpoint.root,
             open=tuple(waiting.values()),
         )
 
+    def _latest(self, sid: str) -> tuple[list[Receipt], _LogLine | None]:
+        """The last that was shown of the run's log, and the receipts since: it accounts for all before it."""
+        receipts: list[Receipt] = []
+        for text in self._journal.backwards():
+            line = self._parsed(text)
+            if line.sid != sid:
+                continue
+            if isinstance(line, _LogLine):
+                return receipts[::-1], line
+            receipts.append(self._receipt(line))
+        return receipts[::-1], None
+
     def _lines(self) -> Iterator[_ReceiptLine | _LogLine]:
-        for line in self._journal.text().splitlines():
-            try:
-                yield json_as(_LINE, line)
-            except OddError as error:
-                # Fail closed, as for opened sums: a line that a power cut tore was never answered.
-                raise self._journal.unusable("read", error) from None
+        return map(self._parsed, self._journal.text().splitlines())
+
+    def _parsed(self, text: str) -> _ReceiptLine | _LogLine:
+        try:
+            return json_as(_LINE, text)
+        except OddError as error:
+            # Fail closed, as for opened sums: a line that a power cut tore was never answered.
+            raise self._journal.unusable("read", error) from None
 
     def _receipt(self, line: _ReceiptLine) -> Receipt:
         try:
@@ -192,3 +220,7 @@ class Receipts:
             return parse_checkpoint(text, origin=parse_key(line.key).name)
         except ProofError as error:
             raise self._journal.unusable("read", error) from None
+
+
+def _proven_leaf(proof: str) -> Leaf:
+    return decode_leaf(parse_offline_proof(proof).extra or b"").leaf

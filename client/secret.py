@@ -7,7 +7,7 @@ nothing but its reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.budget import verify_budget, verify_limit, verify_own_limit
 from client.failures import words_or_zeros
-from client.ledger import Ledger
+from client.ledger import Account, Ledger
 from client.openings import Line, Openings
 from client.receipts import Receipts
 from protocol.encoding import seed_from, vector_digest
@@ -148,8 +148,10 @@ class Member:
             round=instruction.round, digest=instruction.adapter_digest, first=self.first
         )
         place, plan = self._place(session), self.plan_digest
-        self.receipts.keep_log(session.sid, shown, place, incoming, lambda: self.openings.of(plan))
-        self._verify_voids(self.openings.of(plan), session.sid, instruction)
+        self.receipts.keep_log(
+            session.sid, shown, place, incoming, lambda rids: self.openings.of_sums(plan, rids)
+        )
+        self._verify_voids(session.sid, instruction)
         digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
@@ -265,22 +267,21 @@ class Member:
     def _verify_opening(
         self, instruction: Instruction, sid: bytes, alive: bytes | None = None
     ) -> None:
-        before = self.openings.of(self.plan_digest)
+        adapter, plan = instruction.adapter_digest, self.plan_digest
+        same = self.openings.of_adapter(adapter)
+        # Of a plan's openings all are of one run, and the last is of the latest round.
+        before = [*self.openings.last(plan), *(line.opening for line in same if line.plan == plan)]
         verify_opening(before, sid=sid, instruction=instruction, alive=alive)
-        adapter = instruction.adapter_digest
-        beside = self.openings.beside(self.plan_digest, adapter)
+        beside = [line for line in same if line.plan != plan]
         # Of two plans that start anew the owner has agreed to a sum of what their seeds give under each.
         if beside and self.plan.start is None and adapter == self.first():
             beside = [line for line in beside if line.start]
         verify_beside([line.opening for line in beside], alive=alive)
 
-    def _verify_voids(
-        self, openings: Sequence[Opening], sid: bytes, instruction: Instruction
-    ) -> None:
+    def _verify_voids(self, sid: bytes, instruction: Instruction) -> None:
         """No more rounds than planned whose sums this client helped to open and that gave none. (P-6.10)"""
         aborted = self.receipts.in_vain(sid)
-        summed = {opened.round for opened in openings if opened.rid.hex() not in aborted}
-        voids = {opened.round for opened in openings} - summed - {instruction.round}
+        voids = self.openings.rounds_within(self.plan_digest, aborted) - {instruction.round}
         if len(voids) > self.plan.secrecy.voids:
             raise SecrecyError(
                 "round.voids",
@@ -313,12 +314,12 @@ class Member:
             advertised=state,
         ), reply
 
-    def _verify_budget(self, entries: list[Entry] | None = None) -> None:
-        """Another sum fits the plan's budget and this client's own, over ``entries`` or the ledger."""
+    def _verify_budget(self, account: Account | None = None) -> None:
+        """Another sum fits the plan's budget and this client's own, by ``account`` or the ledger's."""
         verify_limit(self.plan, self.limit)
         if not self.plan.private:
             return
-        spent = self.ledger.entries() if entries is None else entries
+        spent = self.ledger.account() if account is None else account
         cost = mechanism_of(self.plan, size=self.size).spent()
         verify_budget(self.plan, self.plan_digest, self.name, cost, spent)
         verify_own_limit(self.limit, cost, spent)

@@ -227,7 +227,9 @@ def held_out_rows(path: Path, plan: Plan) -> Rows:
 
 
 def _adapter_of(run: Path, number: int | None) -> Path:
-    rounds = sorted(p.name for p in (run / "rounds").glob("[0-9]*") if p.name.isdecimal())
+    rounds = sorted(
+        (p.name for p in (run / "rounds").glob("[0-9]*") if p.name.isdecimal()), key=int
+    )
     if not rounds:
         raise ArtefactError(f"{run} has no finished round", "resume the run first")
     name = rounds[-1] if number is None else f"{number:04d}"

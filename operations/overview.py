@@ -143,7 +143,7 @@ def note_run(coordinator: Coordinator, folder: Path, *, name: str, planned: int,
 
 def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
     """A run by its records and its outcome."""
-    records = _records(folder)
+    rounds = _rounds(folder)
     outcome = read_outcome(folder)
     if is_held(folder / ".lock"):
         state = "running"
@@ -151,28 +151,25 @@ def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
         state = "stopped"
     else:
         state = "finished" if outcome["finished"] else "failed"
-    spent = [r["privacy"]["epsilon"] for r in records if r.get("privacy")]
+    failures = [each.failures for each in rounds if each.failures is not None]
+    clipped = [each.clipped for each in rounds if each.clipped is not None]
     return RunView(
         name=str(entry["name"]),
         folder=str(folder),
-        rounds=len(records),
+        rounds=len(rounds),
         planned=int(entry["planned"]),
         state=state,
         cause=str((outcome or {}).get("cause", "")),
-        replies=sum(len(r["used"]) for r in records),
-        drops=sum(len(missing(r)) for r in records),
+        replies=sum(each.used for each in rounds),
+        drops=sum(each.missing for each in rounds),
         failed_attempts=len(list((folder / "rounds").glob("[0-9]*.attempt*.json"))),
-        void_rounds=sum(1 for r in records if r.get("void")),
-        failures=sum(failed) if (failed := _counted(records, "failures")) else None,
-        clipped=(_counted(records, "clipped_share") or [None])[-1],
-        refused=sum(len(r.get("refused", [])) for r in records),
-        epsilon=max(spent, default=None),
-        last_round_at=records[-1]["ended_at"] if records else None,
+        void_rounds=sum(each.void for each in rounds),
+        failures=sum(failures) if failures else None,
+        clipped=clipped[-1] if clipped else None,
+        refused=sum(each.refused for each in rounds),
+        epsilon=max((each.epsilon for each in rounds if each.epsilon is not None), default=None),
+        last_round_at=rounds[-1].ended_at if rounds else None,
     )
-
-
-def _counted(records: list[dict[str, Any]], key: str) -> list[Any]:
-    return [record[key] for record in records if record.get(key) is not None]
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:
@@ -184,14 +181,52 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Round:
+    """What an overview has of a round's record."""
+
+    number: int
+    used: int
+    missing: int
+    void: bool
+    refused: int
+    failures: int | None
+    clipped: float | None
+    epsilon: float | None
+    ended_at: float
+
+
+# By file, with its inode and time: a published record stays, and an overview is made every two seconds.
+_read: dict[Path, tuple[tuple[int, int], _Round]] = {}
+
+
+def _rounds(folder: Path) -> list[_Round]:
     """Of published rounds from 1 on; one that cannot be read ends the list."""
     found = []
-    for path in sorted((folder / "rounds").glob("[0-9]*/record.json")):
+    paths = (folder / "rounds").glob("[0-9]*/record.json")
+    for path in sorted(paths, key=lambda each: int(each.parent.name)):
         try:
-            record = parse_json(path.read_bytes())
+            status = path.stat()
+            stamp = status.st_ino, status.st_mtime_ns
+            known = _read.get(path)
+            if known is None or known[0] != stamp:
+                known = _read[path] = stamp, _round(parse_json(path.read_bytes()))
         except (OSError, ValueError):
             break
-        if record["round"] > 0:
-            found.append(record)
+        if known[1].number > 0:
+            found.append(known[1])
     return found
+
+
+def _round(record: dict[str, Any]) -> _Round:
+    return _Round(
+        number=int(record["round"]),
+        used=len(record["used"]),
+        missing=len(missing(record)),
+        void=bool(record.get("void")),
+        refused=len(record.get("refused", [])),
+        failures=record.get("failures"),
+        clipped=record.get("clipped_share"),
+        epsilon=record["privacy"]["epsilon"] if record.get("privacy") else None,
+        ended_at=record["ended_at"],
+    )

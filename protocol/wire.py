@@ -24,7 +24,7 @@ LOG = "log"  # beside it, what one side tells or shows the other of the run's lo
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Hello:
     """A node's answer to ``query.hello``: who it is and which base it holds."""
 
@@ -33,7 +33,7 @@ class Hello:
     protocol: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Instruction:
     """The coordinator's request for one round. Digests are hex; (P-4.2) lists the client's checks."""
 
@@ -45,7 +45,7 @@ class Instruction:
     evaluate: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
     """A client's refusal: whose fault, one line of cause, one of remedy; never data or secrets."""
 
@@ -54,7 +54,7 @@ class Refusal:
     remedy: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogText:
     """One of the texts of :mod:`protocol.transparency.shown`."""
 

@@ -6,13 +6,12 @@ disk before it is counted. Memory does not grow with the cohort.
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from numpy.lib import format as npy
 
 from protocol import wire
 from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
@@ -29,16 +28,19 @@ from server.rounds import (
     Complete,
     Failed,
     Reason,
-    accept,
-    close,
     draw_cohort,
     draw_poisson,
-    drop,
     naming,
-    open_attempt,
 )
 from server.setting import Setting
 from server.store import Record
+
+NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)"
+    rb"\{'descr': '\|u1', 'fortran_order': False, 'shape': \((?P<size>0|[1-9][0-9]{0,18}),\), \} *\n",
+    re.DOTALL,
+)
+NPY_ALIGNED = 64  # bytes: what follows a header begins there
 
 
 class Attempt:
@@ -64,11 +66,12 @@ class Attempt:
         self._number_of_sum = int(opened["sequence"])
         self._started_at = float(opened["started_at"])
         self._begun = setting.clock.now()
-        self._collecting: Collecting = open_attempt(
-            tuple(opened["cohort"]), quorum=0 if self._central else self._plan.cohort.quorum
+        self._collecting = Collecting(
+            opened["cohort"], quorum=0 if self._central else self._plan.cohort.quorum
         )
         self._layout = setting.layout.only(self._parts)
         self._exchange = setting.exchange(self._layout.size)
+        self._replies = setting.store.replies(number)
         self._bytes_up = 0
 
     def _open(self) -> Record:
@@ -119,7 +122,7 @@ class Attempt:
     def _affordable(self, names: list[str]) -> list[str]:
         """Who may take part once more. Raises PrivacyError when too few are left for a round."""
         size = self._setting.layout.only(self._parts).size
-        spent = exhausted(self._plan, self._store.spent(), names, size)
+        spent = exhausted(self._plan, self._store.ledger.tally, names, size)
         self._roster = replace(self._roster, kept_out=self._roster.kept_out | spent)
         left = [name for name in names if name not in spent]
         if len(left) < self._plan.cohort.quorum:
@@ -146,21 +149,20 @@ class Attempt:
                 participants=participants,
                 size=self._layout.size,
             )
-            self._store.spend(entry)
+            self._store.ledger.spend(entry)
 
     # -- collecting -------------------------------------------------------------------------------
 
     def collect(self) -> Complete | Failed:
         """Ask everybody who has not answered yet; count what comes until all have or time is up."""
-        for client in self._collecting.expected:
-            if self._store.has_reply(self._number, client):
-                self._count(client, self._store.reply(self._number, client))
-            elif client not in self._roster.nodes:
+        self._count_kept()
+        for client in self._collecting.waiting:
+            if client not in self._roster.nodes:
                 self._drop(
                     client, Reason.NO_REPLY, self._roster.kept_out.get(client, "not connected")
                 )
         awaited = self._plan.cohort.awaited(expected := len(self._collecting.expected), expected)
-        waiting = self._collecting.waiting if len(self._collecting.used) < awaited else ()
+        waiting = self._collecting.waiting if self._collecting.accepted < awaited else ()
         unasked = frozenset(self._collecting.waiting) - {*waiting}
         content = self._content()
         missing = ask(
@@ -176,17 +178,29 @@ class Attempt:
             unsent=lambda client: self._drop(
                 client, Reason.NO_REPLY, "the request could not be sent"
             ),
-            enough=lambda: len(self._collecting.used) >= awaited,
+            enough=lambda: self._collecting.accepted >= awaited,
         )
         self._owe(missing)
-        return close(
-            self._collecting, late=missing.late, unawaited=unasked | missing.unawaited.keys()
+        return self._collecting.close(
+            late=missing.late, unawaited=unasked | missing.unawaited.keys()
         )
 
     def _owe(self, missing: Missing) -> None:
         for client, message in missing.unawaited.items():
             debt = Debt(self._roster.nodes[client], message, missing.deadline)
             self._setting.owing.add(client, debt)
+
+    def _count_kept(self) -> None:
+        """What the coordinator had received when it stopped: a sum, and updates since."""
+        if (kept := self._replies.kept_sum()) is not None:
+            summed = self._exchange.restore(kept)
+            self._replies.summed(summed)
+            for client in summed:
+                self._collecting.accept(client)
+            self._bytes_up = self._exchange.message_bytes
+        for client in self._collecting.waiting:
+            if (message := self._replies.get(client)) is not None:
+                self._count(client, message)
 
     def _content(self) -> RecordDict:
         instruction = ConfigRecord(wire.to_record(self.instruction()))
@@ -223,38 +237,37 @@ class Attempt:
             self._drop(client, Reason.ERROR, str(reply.error.reason))
             return
         try:
-            if wire.REPLY in reply.content.config_records:
-                found = dict(reply.content.config_records[wire.REPLY])
-                refusal = wire.from_record(wire.Refusal, found)
+            if (refusal := refusal_in(reply.content)) is not None:
                 self._drop(client, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
                 return
             message = masked_bytes(reply.content)
         except (KeyError, ValueError, ArtefactError):
             self._drop(client, Reason.INVALID, "the reply holds no update and no refusal")
             return
-        self._store.put_reply(self._number, client, message)
+        self._replies.put(client, message)
         self._count(client, message)
 
     def _count(self, client: str, message: bytes | memoryview) -> None:
         try:
             self._exchange.receive(client, message)
         except UpdateError as error:
-            self._store.remove_reply(self._number, client)
+            self._replies.remove(client)
             self._drop(client, Reason.INVALID, error.cause)
             return
         self._bytes_up = max(self._bytes_up, len(message))
-        self._collecting = accept(self._collecting, client)
+        self._collecting.accept(client)
+        if self._replies.full:
+            self._replies.keep_sum(self._exchange.state())
         self._tell()
 
     def _drop(self, client: str, reason: Reason, detail: str) -> None:
         line = " ".join(detail.split())[:DETAIL]
-        self._collecting = drop(self._collecting, client, reason, line)
+        self._collecting.drop(client, reason, line)
         self._tell()
 
     def _tell(self) -> None:
         if self._setting.listener:
-            expected = len(self._collecting.expected)
-            done = expected - len(self._collecting.waiting)
+            done, expected = self._collecting.answered, len(self._collecting.expected)
             self._setting.listener.on_reply(self._number, done, expected)
 
     @property
@@ -300,7 +313,7 @@ class Attempt:
             ],
             "kept_out": self._roster.kept_out,
             "quorum": closed.quorum,
-            "privacy": privacy_record(self._plan, self._store.spent())
+            "privacy": privacy_record(self._plan, self._store.ledger.tally)
             if self._plan.private
             else None,
             "exchange": self._plan.secrecy.exchange,
@@ -320,19 +333,28 @@ class Attempt:
         }
 
 
+def refusal_in(content: RecordDict) -> wire.Refusal | None:
+    """A client's refusal, where the reply is one. Raises ArtefactError for one of another form."""
+    record = content.get(wire.REPLY)
+    if not isinstance(record, ConfigRecord):
+        return None
+    return wire.from_record(wire.Refusal, dict(record))
+
+
 def masked_bytes(content: RecordDict) -> memoryview:
     """The bytes of a masked contribution, not copied. Raises KeyError or ValueError without any.
 
-    The npy header is a stranger's: it is read, never followed (it may name any type and any size).
+    The npy header is a stranger's: it has to be the one that numpy writes for so many bytes, and is neither
+    followed nor evaluated (it may name any type and any size).
     """
-    data = content.array_records[wire.MASKED]["masked"].data
-    header = io.BytesIO(data)
-    try:
-        version = npy.read_magic(header)
-        shape, _, dtype = npy.read_array_header_1_0(header)
-    except Exception as error:  # numpy evaluates the text of the header: many kinds can come
-        raise ValueError("no npy header") from error
-    start = header.tell()
-    if version != (1, 0) or dtype != np.uint8 or shape != (len(data) - start,):
+    record = content[wire.MASKED]
+    if not isinstance(record, ArrayRecord):
+        raise KeyError(wire.MASKED)
+    data = record["masked"].data
+    header = NPY_HEADER.match(data)
+    if header is None:
+        raise ValueError("no npy header of bytes")
+    length, start = int.from_bytes(header["length"], "little"), header.end()
+    if length + 10 != start or start % NPY_ALIGNED or int(header["size"]) != len(data) - start:
         raise ValueError("not bytes")
     return memoryview(data)[start:]

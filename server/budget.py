@@ -9,6 +9,7 @@ from protocol.plan import Plan
 from protocol.privacy.accounting import Spent
 from protocol.privacy.ledger import (
     Entry,
+    Tally,
     central_numbers,
     distributed_numbers,
     verify_affordable,
@@ -16,13 +17,13 @@ from protocol.privacy.ledger import (
 from protocol.privacy.planned import mechanism_of
 
 
-def exhausted(plan: Plan, entries: list[Entry], names: Iterable[str], size: int) -> dict[str, str]:
+def exhausted(plan: Plan, tally: Tally, names: Iterable[str], size: int) -> dict[str, str]:
     """Clients whose budget one more sum of ``size`` coordinates would exceed, with the reason."""
     found: dict[str, str] = {}
     cost = _cost(plan, size)
     for name in sorted(names):
         try:
-            verify_affordable(entries, name, plan.privacy, cost, plan.spent_before)
+            verify_affordable(tally, name, plan.privacy, cost, plan.spent_before)
         except PrivacyError as error:
             found[name] = error.cause
     return found

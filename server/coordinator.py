@@ -20,6 +20,7 @@ from protocol.encoding import vector_digest
 from protocol.errors import ArtefactError, RoundError
 from protocol.manifests import AnyManifest
 from protocol.plan import Plan
+from protocol.privacy.ledger import Tally
 from protocol.privacy.record import privacy_record
 from protocol.recipe import Recipe
 from protocol.step.state import State, initial_state
@@ -290,7 +291,7 @@ class _Run:
             "kept_out": {},
             "metrics": {},
             "update_norm": 0.0,
-            "privacy": privacy_record(self._plan, []) if self._plan.private else None,
+            "privacy": privacy_record(self._plan, Tally()) if self._plan.private else None,
             "exchange": self._plan.secrecy.exchange,
             "secure": self._setting.secure,
             "seconds": 0.0,

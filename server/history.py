@@ -8,6 +8,7 @@ about the same the later one counts, and a line that a crash has torn is no line
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from protocol.documents import OddError, json_as
 from protocol.errors import ArtefactError
 from protocol.plan import Plan
-from storage.regular import read_regular
+from storage.regular import open_regular, read_regular
 from storage.whole import appending, write_whole
 
 HISTORY, MOST_BYTES = "metrics.jsonl", 2**30
@@ -103,9 +104,8 @@ def _finite(values: Mapping[str, Any]) -> dict[str, float]:
 def append_events(run: Path, events: Iterator[Event]) -> None:
     """Add lines, behind the last one that is whole; on disk when this returns."""
     path = run / HISTORY
-    whole = b"".join(line + b"\n" for line in _lines(path))
-    if path.exists() and path.stat().st_size != len(whole):
-        write_whole(path, whole)  # without the line that a crash has torn
+    if not _ends_whole(path):
+        write_whole(path, b"".join(line + b"\n" for line in _lines(path)))
     text = "".join(event.model_dump_json() + "\n" for event in events)
     with appending(path) as append:
         append(text.encode())
@@ -134,6 +134,19 @@ def catch_up(run: Path, records: Iterator[Mapping[str, Any]], plan: Plan, *, now
     known = {event.round for event in read_history(run) if event.event == "round"}
     missing = (record for record in records if record["round"] not in known)
     append_events(run, (event for record in missing for event in events_of(record, plan, now=now)))
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether no crash has torn the last line; nothing else is read, for the file grows with every round."""
+    try:
+        with open_regular(path, most=MOST_BYTES) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read(1) in (b"", b"\n")
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read: {error.strerror}", "restore it") from None
 
 
 def _lines(path: Path) -> list[bytes]:

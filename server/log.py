@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -46,6 +47,7 @@ from protocol.transparency.tiles import (
     tiles_needed,
 )
 from protocol.transparency.tree import Tree
+from server.entries import REMEDY, Entries
 from server.leaves import Leaves
 from storage.regular import read_regular, read_regular_text, sha256_of
 from storage.whole import PRIVATE, sync, write_whole
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
 
 LOG, BATCH, KEY, CHECKPOINT, SECRET = "log", "log.batch", "key", "checkpoint", "log.key"
 POLICY = "policy"  # C2SP tlog-policy: what auditors and devices pin
-REMEDY = "restore the run folder from a copy; do not resume it as it is"
 
 
 class Published(Leaves):
@@ -65,7 +66,7 @@ class Published(Leaves):
         """Read it; empty where there is no checkpoint yet. Raises ArtefactError for a log that is damaged."""
         super().__init__(verifier.name, partial(_list_of, folder.parent))
         self.folder, self.verifier = folder, verifier
-        self._tree = Tree()
+        self._entries, self._tree = Entries(folder), Tree()
         self.note = ""
         self._load()
 
@@ -74,8 +75,21 @@ class Published(Leaves):
         """The tree over the leaves; not to be changed."""
         return self._tree
 
+    @property
+    def size(self) -> int:
+        """Leaves."""
+        return len(self._entries)
+
+    def entry(self, index: int) -> bytes:
+        """A leaf's bytes. Raises ProofError where its file is gone, or is not the one that was written."""
+        data = self._entries[index]
+        if leaf_hash(data) != self._tree.leaf(index):
+            raise ProofError(f"leaf {index} on disk is not the one that was logged", REMEDY)
+        return data
+
     def _add(self, data: bytes) -> None:
-        super()._add(data)
+        self._note(data, self.size)
+        self._entries.append(data)
         self._tree.append(leaf_hash(data))
 
     def _load(self) -> None:
@@ -85,16 +99,23 @@ class Published(Leaves):
             self.note = (self.folder / CHECKPOINT).read_text("utf-8")
             checkpoint = self._verified(self.note)
             for name, count in tiles_needed(checkpoint.size):
-                entries = parse_entries((self.folder / name).read_bytes())
-                if len(entries) != count:
-                    raise ProofError(f"{name} has {len(entries)} entries", REMEDY)
-                for data in entries:
+                for data in self._bundle(name, count):
                     self._add(data)
+                self._entries.release(self.size)
         except (OSError, UnicodeDecodeError, ProofError) as error:
             cause = error.cause if isinstance(error, ProofError) else type(error).__name__
             raise ArtefactError(f"{self.folder}: {cause}", REMEDY) from None
         if (self.size, self._tree.root()) != (checkpoint.size, checkpoint.root):
             raise ArtefactError(f"{self.folder}: the tiles are not those it signed", REMEDY)
+
+    def _bundle(self, name: str, count: int) -> list[bytes]:
+        """The first ``count`` entries of a bundle; of a partial one that is gone the full one has them."""
+        path = self.folder / name
+        grown = not path.exists() and (full := name.partition(".p/")[0]) != name
+        entries = parse_entries((self.folder / full if grown else path).read_bytes())
+        if len(entries) < count or (len(entries) > count and not grown):
+            raise ProofError(f"{name} has {len(entries)} entries", REMEDY)
+        return entries[:count]
 
     def _verified(self, note: str) -> Checkpoint:
         return parse_checkpoint(verify_note(note, [self.verifier]).text, origin=self.origin)
@@ -179,6 +200,8 @@ class RunLog(Published):
         write_whole(self.folder / CHECKPOINT, self.note.encode())
         path.unlink()
         sync(path.parent)
+        self._forget_partial(start)
+        self._entries.release(self.size)
         self._dirty = False
 
     def append(self, leaves: Sequence[bytes]) -> int:
@@ -195,9 +218,17 @@ class RunLog(Published):
 
     def _write_tiles(self, start: int) -> None:
         for name, first, stop in entry_tiles(start, self.size):
-            self._put(name, pack_entries(self._entries[first:stop]))
+            self._put(name, pack_entries(self._entries.between(first, stop)))
         for name, data in tiles_grown(self._tree, start):
             self._put(name, data)
+
+    def _forget_partial(self, start: int) -> None:
+        """Partial tiles whose full one the log has got since it had ``start`` leaves. (P-8.4)"""
+        names = [name for name, *_ in entry_tiles(start, self.size)]
+        names += [name for name, _ in tiles_grown(self._tree, start)]
+        for name in names:
+            if ".p/" not in name:
+                shutil.rmtree(self.folder / f"{name}.p", ignore_errors=True)
 
     def _put(self, name: str, data: bytes) -> None:
         path = self.folder / name
@@ -214,7 +245,10 @@ class RunLog(Published):
             start, note = int(body["start"]), str(body["checkpoint"])
             checkpoint = self._verified(note)
             kept = self.size - start
-            if not 0 <= kept <= len(entries) or self._entries[start:] != entries[:kept]:
+            if (
+                not 0 <= kept <= len(entries)
+                or self._entries.between(start, self.size) != entries[:kept]
+            ):
                 raise ProofError("it does not follow the log", REMEDY)
         except (OSError, ValueError, KeyError, TypeError, ProofError) as error:
             cause = error.cause if isinstance(error, ProofError) else type(error).__name__

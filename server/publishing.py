@@ -160,8 +160,8 @@ def roster_leaves(log: RunLog, store: RunStore, roster: Mapping[str, bytes]) -> 
     if not roster:
         return []
     root = store.keep_roster(roster)
-    logged = log.find(Roster)
-    if logged and getattr(decode_leaf(log.entry(logged[-1])).leaf, "root", "") == root:
+    logged = log.last(Roster)
+    if logged is not None and getattr(_read(log, logged), "root", "") == root:
         return []
     name = f"{ROSTERS}/{root}.json"
     data = (store.folder / name).read_bytes()
@@ -170,7 +170,7 @@ def roster_leaves(log: RunLog, store: RunStore, roster: Mapping[str, bytes]) -> 
 
 def spent_leaves(log: RunLog, store: RunStore) -> list[bytes]:
     """Every line of the privacy ledger that is not logged yet."""
-    entries = store.spent()[len(log.find(Spent)) :]
+    entries = store.ledger.since(log.count(Spent))
     return [
         log.write(Spent(entry=entry), {"privacy.jsonl": sha256(canonical_json(entry.model_dump()))})
         for entry in entries
@@ -259,11 +259,9 @@ def adapter_leaf(
 def retire_vectors(log: RunLog, store: RunStore, plan: Plan, now: float) -> list[int]:
     """Delete masked vectors older than the plan keeps them, with a leaf that says so; the rounds."""
     retired = []
-    last = store.last_round()
-    for number in range(1, (last or 0) + 1):
-        since = store.vectors_since(number)
-        if since is None or now < since + plan.audit.retention_days * DAY_S:
-            continue
+    for number, since in store.with_vectors():
+        if now < since + plan.audit.retention_days * DAY_S:
+            break  # those of later rounds were published later
         if not log.find(Retention, round=number):
             roots = _vector_roots(log, number)
             leaf = Retention(round=number, vectors=len(roots))
@@ -275,8 +273,12 @@ def retire_vectors(log: RunLog, store: RunStore, plan: Plan, now: float) -> list
 
 def _vector_roots(log: RunLog, number: int) -> list[bytes]:
     """The signed roots of the vectors in a round's sums, by group and id."""
-    adapters = (_read(log, at) for at in log.find(Adapter, round=number))
+    ends = log.find(Adapter, round=number)
+    adapters = (_read(log, at) for at in ends)
     sums = {(a.seq, s.group) for a in adapters if isinstance(a, Adapter) for s in a.sums}
+    before = log.find(
+        Adapter, round=number - 1
+    )  # a round's vectors stand between two `adapter` leaves
     opened = (_read(log, at) for at in log.find(RoundOpen, round=number))
     group = {
         leaf.rid: leaf.group
@@ -284,7 +286,8 @@ def _vector_roots(log: RunLog, number: int) -> list[bytes]:
         # Under witnesses the log also has attempts whose sums were not opened.
         if isinstance(leaf, RoundOpen) and (leaf.seq, leaf.group) in sums
     }
-    leaves = (_read(log, at) for at in log.find(Vector))
+    since, stop = max(before, default=0), max(ends, default=0)
+    leaves = (_read(log, at) for at in log.find(Vector, since=since) if at < stop)
     vectors = [leaf for leaf in leaves if isinstance(leaf, Vector) and leaf.rid in group]
     ordered = sorted(vectors, key=lambda leaf: (group[leaf.rid], leaf.client))
     return [bytes.fromhex(leaf.root) for leaf in ordered]

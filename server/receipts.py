@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from protocol import wire
 from protocol.exchange import Phase
 from protocol.transparency.leaf_codec import decode_leaf
-from protocol.transparency.leaves import Abort, Adapter, Vector
+from protocol.transparency.leaves import Abort, Adapter, Leaf, Vector
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import (
     Given,
@@ -71,8 +71,7 @@ class ClientsLog:
         log, told = self._log, self._told.get(one, Told(size=0, open=[]))
         known = told.size if told.size <= log.size else log.size  # it will not like what it gets
         if self._found is None:  # nothing is logged while shares are asked for
-            sizes = [each.size for each in self._told.values() if each.open]
-            self._found = _Found(log, min(sizes, default=log.size))
+            self._found = _Found(log)
             self._tail = self._last_leaves().encode()
         return encode_shown(
             key=log.verifier.encode(),
@@ -84,7 +83,8 @@ class ClientsLog:
 
     def _last_leaves(self) -> Tail:
         """From the last `adapter` on: it stands at the end, unless attempts have failed since."""
-        start = self._log.find(Adapter)[-1]
+        start = self._log.last(Adapter)
+        assert start is not None  # round 0's came before anybody was asked
         return Tail(
             start=start,
             peaks=nodes_text(self._log.tree.peaks(start)),
@@ -97,26 +97,42 @@ class ClientsLog:
 
 
 class _Found:
-    """Where the log, from leaf ``since`` on, holds vectors and ends of attempts; each leaf is read once.
+    """Where the log holds vectors and ends of attempts; a leaf is read once, where it is asked for.
 
     The last `adapter` is not among the ends: everybody is shown it.
     """
 
-    def __init__(self, log: RunLog, since: int) -> None:
+    def __init__(self, log: RunLog) -> None:
+        self._log, self._since = log, log.size
         self._vectors: dict[str, list[int]] = {}
         self._ends: dict[int, list[int]] = {}
-        for at in log.find(Vector, since=since):
+
+    def _read_from(self, since: int) -> None:
+        """What lies from leaf ``since`` on: who comes back after a hundred rounds waits for old leaves."""
+        log, stop, last = self._log, self._since, self._log.last(Adapter)
+        for at in _between(log, Vector, since, stop):
             leaf = decode_leaf(log.entry(at)).leaf
             assert isinstance(leaf, Vector)
             self._vectors.setdefault(leaf.client, []).append(at)
-        for at in sorted(log.find(Abort, since=since) + log.find(Adapter, since=since)[:-1]):
+        for at in sorted(
+            (*_between(log, Abort, since, stop), *_between(log, Adapter, since, stop))
+        ):
             end = decode_leaf(log.entry(at)).leaf
             assert isinstance(end, Abort | Adapter)
-            self._ends.setdefault(end.seq, []).append(at)
+            if at != last:
+                self._ends.setdefault(end.seq, []).append(at)
+        self._since = min(since, stop)
 
     def of(self, one: bytes, told: Told) -> Iterator[int]:
         """What accounts for the attempts that a client waits for."""
         if told.open:
-            yield from (at for at in self._vectors.get(one.hex(), []) if at >= told.size)
+            if told.size < self._since:
+                self._read_from(told.size)
+            vectors = self._vectors.get(one.hex(), [])
+            yield from sorted(at for at in vectors if at >= told.size)
         for seq in told.open:
-            yield from self._ends.get(seq, [])
+            yield from sorted(self._ends.get(seq, []))
+
+
+def _between(log: RunLog, kind: type[Leaf], since: int, stop: int) -> Iterator[int]:
+    return (at for at in log.find(kind, since=since) if at < stop)

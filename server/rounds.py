@@ -7,10 +7,9 @@ silent subset. Messages, files and the clock are the coordinator's business.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -44,22 +43,6 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Collecting:
-    """Waiting for updates."""
-
-    expected: tuple[str, ...]
-    quorum: int
-    used: tuple[str, ...] = ()
-    dropped: tuple[Dropped, ...] = ()
-
-    @property
-    def waiting(self) -> tuple[str, ...]:
-        """Who has not answered yet, sorted."""
-        done = {*self.used, *(drop.client for drop in self.dropped)}
-        return tuple(client for client in self.expected if client not in done)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Complete:
     """Enough updates; ``used`` and ``dropped`` together are exactly ``expected``."""
 
@@ -79,52 +62,71 @@ class Failed:
     dropped: tuple[Dropped, ...]
 
 
-def open_attempt(cohort: tuple[str, ...], *, quorum: int) -> Collecting:
-    """The first state. ``cohort`` is sorted and without repetition."""
-    if list(cohort) != sorted(set(cohort)):
-        raise ValueError("a cohort is sorted and without repetition")
-    return Collecting(expected=cohort, quorum=quorum)
+class Collecting:
+    """Waiting for updates of ``cohort``, which is sorted and without repetition.
 
+    An answer costs the same in a cohort of ten and of ten thousand.
+    """
 
-def accept(state: Collecting, *clients: str) -> Collecting:
-    """Their updates are in the sum."""
-    _must_be_waiting(state, clients)
-    return replace(state, used=tuple(sorted((*state.used, *clients))))
+    def __init__(self, cohort: Sequence[str], *, quorum: int) -> None:
+        if list(cohort) != sorted(set(cohort)):
+            raise ValueError("a cohort is sorted and without repetition")
+        self.expected, self.quorum = tuple(cohort), quorum
+        self._waiting = dict.fromkeys(cohort)
+        self._used: set[str] = set()
+        self._dropped: dict[str, Dropped] = {}
 
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Who has not answered yet, sorted."""
+        return tuple(self._waiting)
 
-def drop(state: Collecting, client: str, reason: Reason, detail: str) -> Collecting:
-    """``client`` will not take part in this attempt."""
-    return drop_all(state, [Dropped(client=client, reason=reason, detail=detail)])
+    @property
+    def answered(self) -> int:
+        """How many are not waited for any more."""
+        return len(self.expected) - len(self._waiting)
 
+    @property
+    def accepted(self) -> int:
+        """How many updates are in the sum."""
+        return len(self._used)
 
-def drop_all(state: Collecting, dropped: Sequence[Dropped]) -> Collecting:
-    """None of these will: of thousands one by one would be quadratic."""
-    _must_be_waiting(state, [each.client for each in dropped])
-    ordered = sorted((*state.dropped, *dropped), key=lambda each: each.client)
-    return replace(state, dropped=tuple(ordered))
+    def accept(self, client: str) -> None:
+        """``client``'s update is in the sum. Raises ValueError for who is not waited for."""
+        self._leave(client)
+        self._used.add(client)
 
+    def drop(self, client: str, reason: Reason, detail: str) -> None:
+        """``client`` will not take part in this attempt. Raises ValueError for who is not waited for."""
+        self._leave(client)
+        self._dropped[client] = Dropped(client=client, reason=reason, detail=detail)
 
-def close(
-    state: Collecting,
-    *,
-    late: AbstractSet[str] = frozenset(),
-    unawaited: AbstractSet[str] = frozenset(),
-) -> Complete | Failed:
-    """The attempt ends: whoever still is waited for has not replied, was late, or is not needed."""
+    def _leave(self, client: str) -> None:
+        if client not in self._waiting:
+            raise ValueError(f"{client} was not expected, or has answered already")
+        del self._waiting[client]
 
-    def dropped(client: str) -> Dropped:
-        reason, detail = Reason.NO_REPLY, "no answer by the deadline"
-        if client in unawaited:
-            reason, detail = Reason.UNAWAITED, ENOUGH
-        elif client in late:
-            reason, detail = Reason.LATE, "answered after the deadline"
-        return Dropped(client=client, reason=reason, detail=detail)
-
-    state = drop_all(state, [dropped(client) for client in state.waiting])
-    kind = Complete if len(state.used) >= state.quorum else Failed
-    return kind(
-        expected=state.expected, quorum=state.quorum, used=state.used, dropped=state.dropped
-    )
+    def close(
+        self,
+        *,
+        late: AbstractSet[str] = frozenset(),
+        unawaited: AbstractSet[str] = frozenset(),
+    ) -> Complete | Failed:
+        """The attempt ends: whoever still is waited for has not replied, was late, or is not needed."""
+        for client in self.waiting:
+            if client in unawaited:
+                self.drop(client, Reason.UNAWAITED, ENOUGH)
+            elif client in late:
+                self.drop(client, Reason.LATE, "answered after the deadline")
+            else:
+                self.drop(client, Reason.NO_REPLY, "no answer by the deadline")
+        kind = Complete if len(self._used) >= self.quorum else Failed
+        return kind(
+            expected=self.expected,
+            quorum=self.quorum,
+            used=tuple(sorted(self._used)),
+            dropped=tuple(self._dropped[client] for client in sorted(self._dropped)),
+        )
 
 
 def missing(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -186,22 +188,6 @@ def draw_poisson(names: list[str], *, sampling: float, random: RandomBytes) -> t
     """Every name by itself with probability ``sampling`` (to 2^-64), sorted; from secret randomness."""
     limit = math.floor(sampling * 2**64)
     return tuple(name for name in sorted(names) if int.from_bytes(random(8), "big") < limit)
-
-
-def _must_be_waiting(state: Collecting, clients: Sequence[str]) -> None:
-    # By places in what is sorted: sets of thousands, for every reply, would be quadratic in the cohort.
-    dropped = [each.client for each in state.dropped]
-    for client in clients:
-        answered = _holds(state.used, client) or _holds(dropped, client)
-        if answered or not _holds(state.expected, client):
-            raise ValueError(f"{client} was not expected, or has answered already")
-    if len(set(clients)) != len(clients):
-        raise ValueError("a client is named twice")
-
-
-def _holds(ordered: Sequence[str], client: str) -> bool:
-    at = bisect_left(ordered, client)
-    return at < len(ordered) and ordered[at] == client
 
 
 def naming(clients: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ from protocol.secagg.session import opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from server.asked import asked_at_start, asked_before, asked_clients, verify_apart
 from server.asking import Content, ask
-from server.attempt import masked_bytes
+from server.attempt import masked_bytes, refusal_in
 from server.publishing import (
     asked_sums,
     log_alive_sets,
@@ -37,14 +37,10 @@ from server.rounds import (
     ENOUGH,
     NO_SUM,
     Complete,
-    Dropped,
     Failed,
     Reason,
-    accept,
     choose_among,
-    close,
     deal_groups,
-    drop_all,
     naming,
 )
 from server.secret_outcome import SecretOutcome
@@ -92,9 +88,10 @@ class SecretAttempt(SecretOutcome):
                 )  # fmt: skip
             publish_sum(self._store, self._number, secret)
             if secret.failure is None:
-                self._collecting = accept(self._collecting, *secret.alive)
+                for name in secret.alive:
+                    self._collecting.accept(name)
         self._account_for_the_rest()
-        return close(self._collecting)
+        return self._collecting.close()
 
     def _draw(self, names: list[str]) -> tuple[str, ...]:
         """Among those who may open a sum of this adapter. Raises RoundError when these are too few."""
@@ -347,9 +344,7 @@ class SecretAttempt(SecretOutcome):
             self._note(phase, name, Reason.ERROR, str(reply.error.reason))
             return
         try:
-            if wire.REPLY in reply.content.config_records:
-                fields = dict(reply.content.config_records[wire.REPLY])
-                refusal = wire.from_record(wire.Refusal, fields)
+            if (refusal := refusal_in(reply.content)) is not None:
                 self._note(phase, name, Reason.ERROR, f"{refusal.kind}: {refusal.cause}")
                 return
             message = masked_bytes(reply.content)
@@ -380,7 +375,6 @@ class SecretAttempt(SecretOutcome):
             lost |= secret.lost
             if secret.failure is not None:
                 failed.update(dict.fromkeys(secret.names.values(), secret.failure.cause))
-        dropped = []
         for name in self._collecting.waiting:
             cause = self._reasons.get(name)
             if cause is None and name in failed and name not in lost:
@@ -388,5 +382,4 @@ class SecretAttempt(SecretOutcome):
             silent = f"{lost[name]}: no answer by the deadline" if name in lost else "no answer"
             reason, detail = cause or (Reason.NO_REPLY, silent)
             line = " ".join(detail.split())[:DETAIL]
-            dropped.append(Dropped(client=name, reason=reason, detail=line))
-        self._collecting = drop_all(self._collecting, dropped)
+            self._collecting.drop(name, reason, line)

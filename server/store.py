@@ -11,7 +11,7 @@
     rounds/0007/            a published round: checkpoint.safetensors, record.json, adapter/; sums/ and
                             vectors/ for auditors; log.batch until its leaves are in the log's tiles
     rounds/0007.attempt1.json   the record of an attempt that failed
-    rounds/.0008.open/      the open attempt: round.json, one file per accepted reply, sums/, vectors/,
+    rounds/.0008.open/      the open attempt: round.json, replies (:mod:`server.replies`), sums/, vectors/,
                             and ``revealing``: which secret sums clients were asked to open, by number
     rounds/.0008.tmp/       being written; becomes rounds/0008 by one rename
 
@@ -20,32 +20,34 @@ Nothing else is state. A lock keeps a second coordinator out. (docs/adr/0006)
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from protocol.errors import ArtefactError
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest
 from protocol.merkle import leaf_hash
 from protocol.plan import Plan
-from protocol.privacy.ledger import Entry, parse_entries
 from protocol.secagg.client import CHUNK
 from protocol.secagg.roster import render_roster
 from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import Note, decode_checkpoint, encode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaves import AskedSum
+from server.ledger import RunLedger
 from server.log import BATCH
+from server.replies import Replies
 from storage.locks import take
 from storage.regular import sha256_of
-from storage.whole import appending, folder_that_appears, remove, sync, write_whole
+from storage.whole import folder_that_appears, remove, sync, write_whole
 
 CHECKPOINT, RECORD, ADAPTER, OPEN = "checkpoint.safetensors", "record.json", "adapter", "round.json"
 PLAN, SEQUENCE, LEDGER, ROSTERS = "plan.json", "sequence.json", "privacy.jsonl", "rosters"
@@ -89,6 +91,8 @@ class RunStore:
                 f"{folder} is in use by another coordinator", "wait for it, or stop it first"
             )
         self._lock = lock
+        self._last: int | None = None  # published, once it is known: nobody else publishes here
+        self._without_vectors = 1  # rounds below this have none
         self._sweep()
 
     def _sweep(self) -> None:
@@ -150,17 +154,10 @@ class RunStore:
             Number(run=last.run, seq=last.seq + 1, round=round_number, attempt=attempt)
         )
 
-    def spent(self) -> list[Entry]:
+    @cached_property
+    def ledger(self) -> RunLedger:
         """The privacy ledger. Raises ArtefactError for a damaged line."""
-        path = self.folder / LEDGER
-        return parse_entries(path.read_text("utf-8"), source=str(path)) if path.exists() else []
-
-    def spend(self, entry: Entry) -> None:
-        """Add to the ledger: on disk before anybody is asked for a share."""
-        if any(entry.same_sum(known) for known in self.spent()):
-            return
-        with appending(self.folder / LEDGER) as append:
-            append((entry.model_dump_json() + "\n").encode())
+        return RunLedger(self.folder / LEDGER)
 
     def close(self) -> None:
         """Release the lock."""
@@ -168,6 +165,11 @@ class RunStore:
 
     def last_round(self) -> int | None:
         """The last published round; None for a fresh folder. Raises ArtefactError for a gap."""
+        if self._last is None:
+            self._last = self._listed_last()
+        return self._last
+
+    def _listed_last(self) -> int | None:
         numbers = sorted(
             int(path.name) for path in self._rounds.iterdir() if ROUND.fullmatch(path.name)
         )
@@ -209,12 +211,14 @@ class RunStore:
             files = [new / CHECKPOINT, new / RECORD, *sorted((new / ADAPTER).iterdir())]
             digests = {f"rounds/{folder.name}/{p.relative_to(new)}": sha256_of(p) for p in files}
             (new / BATCH).write_bytes(batch(digests))
+        self._last = number
         shutil.rmtree(self._open(number), ignore_errors=True)
         return folder / BATCH
 
     def batches(self) -> list[Path]:
         """Where leaves may lie that are not in the log's tiles yet."""
-        return sorted(self._rounds.glob(f"[0-9]*/{BATCH}"))
+        found = self._rounds.glob(f"[0-9]*/{BATCH}")
+        return sorted(found, key=lambda path: int(path.parent.name))
 
     def drop_vectors(self, number: int) -> None:
         """Delete a round's masked vectors."""
@@ -225,10 +229,14 @@ class RunStore:
             sync(folder)
             shutil.rmtree(gone)
 
-    def vectors_since(self, number: int) -> float | None:
-        """When a round's masked vectors were published (seconds since 1970), None without any."""
-        folder = self._rounds / f"{number:04d}" / VECTORS
-        return folder.stat().st_mtime if folder.is_dir() else None
+    def with_vectors(self) -> Iterator[tuple[int, float]]:
+        """Rounds with masked vectors, oldest first, and when these were published (seconds since 1970)."""
+        for number in range(self._without_vectors, (self.last_round() or 0) + 1):
+            folder = self._rounds / f"{number:04d}" / VECTORS
+            if folder.is_dir():
+                yield number, folder.stat().st_mtime
+            if number == self._without_vectors and not folder.is_dir():
+                self._without_vectors += 1  # none come to a round that is published
 
     def record(self, number: int) -> Record:
         """The record of a published round. Raises ArtefactError for damage."""
@@ -270,13 +278,9 @@ class RunStore:
         except (OSError, ValueError):
             return None
 
-    def put_reply(self, number: int, client: str, message: bytes | memoryview) -> None:
-        """Store an update, whole; after a loss of power a client may have to train again, no more."""
-        write_whole(self._reply(number, client), message, durable=False)
-
-    def remove_reply(self, number: int, client: str) -> None:
-        """Forget an update that turned out to be unusable."""
-        self._reply(number, client).unlink(missing_ok=True)
+    def replies(self, number: int) -> Replies:
+        """What came of the open attempt in clear."""
+        return Replies(self._open(number))
 
     def forget_vectors(self, number: int, group: int | None = None) -> None:
         """Delete masked vectors and sums of the open attempt, all or a group's: there is no sum of them."""
@@ -319,48 +323,26 @@ class RunStore:
             for seq, sums in content.items()
         }
 
-    def has_reply(self, number: int, client: str) -> bool:
-        """Whether an update of ``client`` is stored for the open attempt."""
-        return self._reply(number, client).is_file()
-
-    def reply(self, number: int, client: str) -> bytes:
-        """A stored update."""
-        return self._reply(number, client).read_bytes()
-
-    def replies(self, number: int, clients: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-        """Stored updates of ``clients``, one at a time."""
-        for client in clients:
-            yield client, self.reply(number, client)
-
     def fail_attempt(self, number: int, attempt: int, record: Record) -> None:
         """Record a failed attempt and forget its replies."""
-        path = self._rounds / f"{number:04d}.attempt{attempt}.json"
-        write_whole(path, _json(record).encode())
+        write_whole(self._failure(number, attempt), _json(record).encode())
         shutil.rmtree(self._open(number), ignore_errors=True)
 
     def failed_attempts(self, number: int) -> int:
-        """How many attempts at this round are recorded as failed."""
-        return len(self._failures(number))
+        """How many attempts at this round are recorded as failed: they are counted from 1."""
+        attempts = itertools.count(1)
+        return next(each for each in attempts if not self._failure(number, each).exists()) - 1
 
     def last_failure(self, number: int) -> Record | None:
         """The record of the last attempt at this round that failed."""
-        failures = self._failures(number)
-        if not failures:
-            return None
-        return max(
-            (dict(json.loads(path.read_text("utf-8"))) for path in failures),
-            key=lambda one: int(one["attempt"]),
-        )
+        last = self.failed_attempts(number)
+        return dict(json.loads(self._failure(number, last).read_text("utf-8"))) if last else None
 
-    def _failures(self, number: int) -> list[Path]:
-        return list(self._rounds.glob(f"{number:04d}.attempt*.json"))
+    def _failure(self, number: int, attempt: int) -> Path:
+        return self._rounds / f"{number:04d}.attempt{attempt}.json"
 
     def _open(self, number: int) -> Path:
         return self._rounds / f".{number:04d}.open"
-
-    def _reply(self, number: int, client: str) -> Path:
-        # Names come from outside: quoted, a name cannot leave the folder.
-        return self._open(number) / f"{quote(client, safe='')}.reply"
 
 
 def is_revealing(rounds: Path, number: int) -> bool:

@@ -7,7 +7,7 @@ same pull run meanwhile, in threads; replies come in the same order. Nothing is 
 round see the same RecordDict object, and **a client must not change what it receives**
 (``client.app`` does not).
 
-This file is the only one that touches private names of Flower (pinned to 1.41): the message id,
+This file is the only one that touches private names of Flower (1.41 and 1.42): the message id,
 the task identity, the empty Run, the error code of an application. (docs/adr/0004)
 """
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from simulations.plots import cell
+from simulations.thinning import shown
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -20,6 +21,7 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 _TEMPLATES.filters["cell"] = cell
+_TEMPLATES.filters["shown"] = shown
 
 
 def render(template: str, **values: object) -> Markup:

@@ -13,6 +13,8 @@ from html import escape
 
 from markupsafe import Markup
 
+from simulations.thinning import MOST_BARS, MOST_DOTS, mean_of, spans, thinned
+
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 76, 165, 14, 34
 NAMES = 240  # where the scale of a chart with a name for each row begins
@@ -107,13 +109,14 @@ def line_chart(
         )
     labels: list[tuple[float, str, str]] = []
     for line in lines:
-        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in line.points)
+        drawn = thinned(line.points)
+        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in drawn)
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         parts.append(f'<polyline class="line {line.css}" points="{path}"{dash}/>')
-        if not line.dashed:
+        if not line.dashed and len(drawn) <= MOST_DOTS:
             parts += [
                 f'<circle class="dot {line.css}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="3"/>'
-                for x, y in line.points
+                for x, y in drawn
             ]
         labels.append((frame.y(line.points[-1][1]), line.name, line.css))
     taken = -99.0
@@ -132,13 +135,20 @@ def bar_chart(
     *,
     unit: str = "",
 ) -> Markup:
-    """Stacked bars; ``series`` holds (name, css class, one height per x)."""
+    """Stacked bars; ``series`` holds (name, css class, one height per x). Of many, each is of several."""
     if not xs:
         return Markup("")
+    pieces = spans(len(xs), MOST_BARS)
+    together = len(pieces[0])
+    if together > 1:
+        title = f"{title}; each bar is the mean of {together} rounds"
+        xs = [mean_of(xs, piece) for piece in pieces]
+        series = [(name, css, [mean_of(v, piece) for piece in pieces]) for name, css, v in series]
     totals = [sum(values[i] for _, _, values in series) for i in range(len(xs))]
-    frame = _Frame((min(xs) - 0.6, max(xs) + 0.6), (0.0, max(totals) or 1.0))
-    width = max(1.0, (frame.x(1) - frame.x(0)) * 0.8)
-    parts = frame.axes(xs, unit)
+    edge = 0.6 * together
+    frame = _Frame((min(xs) - edge, max(xs) + edge), (0.0, max(totals) or 1.0))
+    width = max(1.0, (frame.x(1) - frame.x(0)) * together * 0.8)
+    parts = frame.axes([math.floor(x) for x in xs] if together > 1 else xs, unit)
     below = [0.0] * len(xs)
     for _, css, values in series:
         for index, x in enumerate(xs):

@@ -29,7 +29,8 @@ def adapter_folder(run: Path, number: int) -> Path:
 def round_records(run: Path) -> list[dict[str, Any]]:
     """Records of all published rounds from 1 on, in order."""
     found = []
-    for path in sorted((run / ROUNDS).glob(f"[0-9]*/{RECORD}")):
+    paths = (run / ROUNDS).glob(f"[0-9]*/{RECORD}")
+    for path in sorted(paths, key=lambda each: int(each.parent.name)):
         record = read_json(path)
         if record["round"] > 0:
             found.append(record)

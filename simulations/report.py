@@ -23,6 +23,7 @@ from simulations.clients import named
 from simulations.files import SUMMARY, read_json, write_text
 from simulations.page import render
 from simulations.plots import Line, bar_chart, line_chart, number
+from simulations.records import round_records
 from simulations.report_about import about, known, time_spent
 from simulations.report_audit import audit
 from simulations.report_log import by_the_log, read_log
@@ -49,11 +50,7 @@ def write_report(run: Path) -> Path:
 
 
 def _page(run: Path, plan: Json) -> str:
-    records = [
-        r
-        for r in (read_json(p) for p in sorted(run.glob("rounds/[0-9]*/record.json")))
-        if r["round"]
-    ]
+    records = round_records(run)
     log = read_log(run)
     records = by_the_log(log, records)
     clients = read_json(run / "clients.json")

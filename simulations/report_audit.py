@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from simulations.clients import named
+from simulations.thinning import MOST_SQUARES, spans
 
 Json = dict[str, Any]
 PER_ROW, STEP, TOP = (
@@ -29,6 +30,11 @@ def audit(
     rounds = {int(outcome["round"]): outcome for outcome in report["rounds"]}
     digests = {int(record["round"]): record["adapter_out"] for record in records}
     release = "not released" if note is None else f"round {note['round']}, {note['adapter_digest']}"
+    numbers = sorted(rounds)
+    pieces = spans(len(numbers), MOST_SQUARES)
+    squares = [
+        _square(at, [numbers[each] for each in piece], rounds) for at, piece in enumerate(pieces)
+    ]
     gaps = [*report["unverified"], *report["assumed"]]
     gaps += [gap for outcome in rounds.values() for gap in outcome["unverified"]]
     return {
@@ -38,10 +44,9 @@ def audit(
         "base": _cut(report["base"]),
         "plan": _cut(f"{plan['name']}, {report['plan']}"),
         "release": _cut(release),
-        "squares": [
-            _square(at, number, rounds[number]) for at, number in enumerate(sorted(rounds))
-        ],
-        "bottom": TOP + 10 + -(-len(rounds) // PER_ROW) * STEP,
+        "squares": squares,
+        "together": len(pieces[0]) if pieces else 1,
+        "bottom": TOP + 10 + -(-len(squares) // PER_ROW) * STEP,
         "open": sorted({(gap["what"], gap["leaves"]) for gap in gaps}),
         "not_covered": [
             [file["name"], ", ".join(file["parts"]) or "all of it", file["why"]]
@@ -62,10 +67,17 @@ def audit(
     }
 
 
-def _square(at: int, number: int, outcome: Json) -> Json:
+def _square(at: int, numbers: list[int], rounds: dict[int, Json]) -> Json:
+    """Of several rounds the worst verdict."""
     x, y = 4 + at % PER_ROW * STEP, TOP + at // PER_ROW * STEP
-    css = COLOURS.get(outcome["verdict"], "r0")
-    return {"round": number, "verdict": outcome["verdict"], "css": css, "x": x, "y": y}
+    verdict = max((rounds[number]["verdict"] for number in numbers), key=_badness)
+    css = COLOURS.get(verdict, "r0")
+    return {"round": numbers[0], "verdict": verdict, "css": css, "x": x, "y": y}
+
+
+def _badness(verdict: str) -> int:
+    order = list(COLOURS)
+    return order.index(verdict) if verdict in order else len(order)
 
 
 def _cut(value: str) -> str:

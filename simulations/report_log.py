@@ -5,6 +5,7 @@ Records are their coordinator's account of its rounds; where the log has the sam
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from audit.published import Run
 from audit.sources import Folder
 from audit.verify import load_run
 from protocol.errors import FedgeError, MachineError
+from protocol.privacy.ledger import Tally
 from protocol.privacy.record import privacy_record
 from protocol.transparency.leaves import Alive
 
@@ -33,8 +35,11 @@ def by_the_log(log: Run | None, records: list[Json]) -> list[Json]:
     if log is None:
         return records
     rounds = {one.number: one for one in log.log.rounds}
+    privacy = _privacy(log)
     return [
-        record | _facts(log, rounds[record["round"]], record)
+        record
+        | _facts(log, rounds[record["round"]], record)
+        | {"privacy": privacy.get(record["round"])}
         for record in records
         if record["round"] in rounds
     ]
@@ -49,7 +54,6 @@ def _facts(log: Run, one: Round, record: Json) -> Json:
         "secure": leaf.exchange == "secagg",
         "adapter_out": leaf.adapter_out,
         "adapter_published": leaf.published,
-        "privacy": _privacy(log, one),
     }
     if leaf.exchange == "plain":
         return facts
@@ -78,12 +82,16 @@ def _members(log: Run, one: Round) -> dict[int, list[str]]:
     return found
 
 
-def _privacy(log: Run, one: Round) -> Json | None:
-    """As the lines of the ledger up to this round give it; None without noise or its accountant."""
+def _privacy(log: Run) -> dict[int, Json]:
+    """By round, as the lines of the ledger up to it give it; nothing without noise or its accountant."""
     if not log.plan.private:
-        return None
-    lines = [each.leaf.entry for each in log.log.spent if each.index < one.adapter.index]
+        return {}
+    lines, tally, found = deque(log.log.spent), Tally(), {}
     try:
-        return privacy_record(log.plan, lines)
+        for one in log.log.rounds:
+            while lines and lines[0].index < one.adapter.index:
+                tally.add(lines.popleft().leaf.entry)
+            found[one.number] = privacy_record(log.plan, tally)
     except MachineError:
-        return None
+        return {}
+    return found

@@ -256,7 +256,8 @@ class _Watcher:
     def _measure(self, number: int, tensors: Tensors) -> tuple[float, float]:
         scores = self._evaluator.measure(tensors)
         save_evaluation(self._prepared.out, number, scores)
-        self._make_up()
+        event = evaluation_event(self._prepared.plan, number, scores.figures, now=time.time())
+        append_events(self._prepared.out, iter([event]))
         return scores.quality, scores.mean_loss
 
 

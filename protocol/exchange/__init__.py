@@ -68,6 +68,19 @@ class CoordinatorExchange(Protocol):
         """Take a masked contribution; raises UpdateError and stays unchanged if it is unusable."""
         ...
 
+    @property
+    def message_bytes(self) -> int:
+        """Of a masked contribution."""
+        ...
+
+    def state(self) -> bytes:
+        """What was received so far, added up."""
+        ...
+
+    def restore(self, state: bytes) -> tuple[str, ...]:
+        """Go on from a state, before anything else comes; whose contributions it holds. Raises ValueError."""
+        ...
+
     def unmask(self) -> Aggregate:
         """The sum over everything received. Raises RoundError when there is nothing."""
         ...

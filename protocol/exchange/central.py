@@ -36,8 +36,8 @@ class CentralCoordinator(PlainCoordinator):
         """The noisy mean, of nobody's updates too; no metrics, which would leak."""
         privacy, expected = self._plan.privacy, self._plan.cohort.size
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(self._random(32), "big")))
-        noise = rng.normal(0.0, privacy.noise_multiplier * privacy.clip, len(self._sum))
-        total = self._sum.astype(np.float64) / 2.0**FRACTION_BITS + noise
+        noise = rng.normal(0.0, privacy.noise_multiplier * privacy.clip, self._size)
+        total = self._fixed.astype(np.float64) / 2.0**FRACTION_BITS + noise
         mean = (total / expected).astype(np.float32)
         clients = tuple(sorted(self._clients))
         return Aggregate(mean=mean, weight=self._weight, metrics={}, clients=clients)

@@ -7,6 +7,7 @@ the sum is exact and the same for every order of arrival (P-3.3).
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Collection
@@ -22,7 +23,10 @@ MAGIC = b"fedgeP1\x00"
 HEADER = struct.Struct("<8sII5d")  # magic, d, weight, metrics
 FRACTION_BITS = 32
 MAX_MAGNITUDE = 64.0  # of one coordinate of an update
-PIECE = 2**14  # coordinates added at a time: the scratch stays in a core's cache
+PIECE = 2**15  # coordinates added at a time: the scratch stays in a core's cache
+# The last place of a float64 of this size is 2^-32: a coordinate that is added to it is rounded to that, in
+# the middle to even; the sum's bits, as an integer, are those of ALIGN and the coordinate in fixed point.
+ALIGN = np.float64(1.5 * 2.0 ** (52 - FRACTION_BITS))
 MAX_METRIC = 2.0**40  # of one client; their sums stay exact and finite
 
 
@@ -82,11 +86,10 @@ class PlainCoordinator:
     def __init__(self, size: int, *, max_weight: int, metrics: Collection[str]) -> None:
         self._size, self._max_weight = size, max_weight
         self._sum: npt.NDArray[np.int64] = np.zeros(size, np.int64)
-        self._scratch: Vector = np.empty(min(size, PIECE), np.float32)
-        self._whole: npt.NDArray[np.int64] = np.empty(min(size, PIECE), np.int64)
+        self._scratch: npt.NDArray[np.float64] = np.empty(min(size, PIECE), np.float64)
         self._weight = 0
         self._metrics = dict.fromkeys(metrics, 0)
-        self._clients: list[str] = []
+        self._clients: set[str] = set()
 
     def receive(self, client: str, message: bytes | memoryview) -> None:
         """Add one contribution. Raises UpdateError and stays unchanged if it is unusable."""
@@ -106,7 +109,7 @@ class PlainCoordinator:
         self._weight += contribution.weight
         for name, value in contribution.metrics.items():
             self._metrics[name] += round(value * 2**FRACTION_BITS)
-        self._clients.append(client)
+        self._clients.add(client)
 
     def _prepared(self, update: Vector) -> Vector:
         """What enters the sum."""
@@ -114,19 +117,49 @@ class PlainCoordinator:
 
     def _add(self, total: npt.NDArray[np.int64], update: Vector, weight: int) -> None:
         scratch = self._scratch[: len(update)]
-        # float32 is enough: a power of two scales exactly, and above 2^24 all values are integers.
-        np.multiply(update, np.float32(2.0**FRACTION_BITS), out=scratch)
-        np.rint(scratch, out=scratch)
-        whole = self._whole[: len(update)]
-        np.copyto(whole, scratch, casting="unsafe")
-        whole *= weight
-        total += whole
+        np.copyto(scratch, update)
+        scratch += ALIGN
+        bits = scratch.view(np.int64)
+        if weight != 1:
+            bits *= weight
+        total += bits  # both wrap around: what ALIGN has added is taken off all of it at the end
+
+    @property
+    def _fixed(self) -> npt.NDArray[np.int64]:
+        """The weighted sum of all coordinates in fixed point."""
+        added = int(ALIGN.view(np.int64)) * self._weight % 2**64
+        return self._sum - np.uint64(added).view(np.int64)
+
+    @property
+    def message_bytes(self) -> int:
+        """Of a contribution."""
+        return HEADER.size + 4 * self._size
+
+    def state(self) -> bytes:
+        """The sums so far: a line of JSON, and the coordinates', as they are held, as little-endian int64."""
+        line = {
+            "clients": sorted(self._clients),
+            "weight": self._weight,
+            "metrics": self._metrics,
+        }
+        return json.dumps(line).encode() + b"\n" + self._sum.astype("<i8").tobytes()
+
+    def restore(self, state: bytes) -> tuple[str, ...]:
+        """Go on from it. Raises ValueError for that of another exchange."""
+        line, _, words = state.partition(b"\n")
+        kept = json.loads(line)
+        if len(words) != 8 * self._size or set(kept["metrics"]) != set(self._metrics):
+            raise ValueError("the sum of another exchange")
+        self._sum = np.frombuffer(words, "<i8").astype(np.int64)
+        self._weight, self._metrics = int(kept["weight"]), kept["metrics"]
+        self._clients = set(kept["clients"])
+        return tuple(kept["clients"])
 
     def unmask(self) -> Aggregate:
         """Mean and sums: one float64 division and one cast to float32 per coordinate."""
         if not self._clients:
             raise RoundError("no usable update arrived", "check the clients, then resume the run")
-        mean = self._sum.astype(np.float64) / (float(self._weight) * 2.0**FRACTION_BITS)
+        mean = self._fixed.astype(np.float64) / (float(self._weight) * 2.0**FRACTION_BITS)
         return Aggregate(
             mean=mean.astype(np.float32),
             weight=self._weight,

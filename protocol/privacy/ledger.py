@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -114,13 +115,48 @@ def parse_entries(text: str, *, source: str) -> list[Entry]:
     return entries
 
 
-def total(entries: Iterable[Entry], client: str) -> Spent:
-    """What ``client`` has spent."""
-    return sum((e.spent for e in entries if client in e.participants), Spent())
+class Tally:
+    """What a ledger's entries come to, by client: a ledger grows with every round, its sums do not."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._clients: dict[str, tuple[Spent, int]] = {}
+        self.count = 0
+        self.last: Entry | None = None
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """One more, behind those that are in it: the order decides the last bits."""
+        for name in set(entry.participants):
+            spent, sums = self._clients.get(name, (Spent(), 0))
+            self._clients[name] = spent + entry.spent, sums + 1
+        self.count, self.last = self.count + 1, entry
+
+    def plus(self, other: Tally) -> Tally:
+        """Of both ledgers' entries."""
+        both = Tally()
+        both.count, both.last = self.count + other.count, other.last or self.last
+        for name in {*self.clients, *other.clients}:
+            spent, sums = self.spent(name) + other.spent(name), self.sums(name) + other.sums(name)
+            both._clients[name] = spent, sums
+        return both
+
+    @property
+    def clients(self) -> AbstractSet[str]:
+        """Everybody who took part."""
+        return self._clients.keys()
+
+    def spent(self, client: str) -> Spent:
+        """What ``client`` has spent."""
+        return self._clients.get(client, (Spent(), 0))[0]
+
+    def sums(self, client: str) -> int:
+        """In how many sums ``client`` took part."""
+        return self._clients.get(client, (Spent(), 0))[1]
 
 
 def client_epsilon(
-    entries: list[Entry],
+    tally: Tally,
     client: str,
     privacy: Privacy,
     before: SpentBefore = NOTHING_BEFORE,
@@ -132,25 +168,25 @@ def client_epsilon(
     """
     if privacy.mechanism == "central":
         return sampled_epsilon(
-            before.sums + len(entries) + (cost is not None),
+            before.sums + tally.count + (cost is not None),
             multiplier=privacy.noise_multiplier,
             sampling=privacy.sampling,
             delta=privacy.delta,
         )
     earlier = Spent(rho=before.rho, xi=before.xi)
-    return epsilon(earlier + total(entries, client) + (cost or Spent()), delta=privacy.delta)
+    return epsilon(earlier + tally.spent(client) + (cost or Spent()), delta=privacy.delta)
 
 
 def verify_affordable(
-    entries: list[Entry],
+    tally: Tally,
     client: str,
     privacy: Privacy,
     cost: Spent,
     before: SpentBefore = NOTHING_BEFORE,
 ) -> None:
     """One more sum fits the plan's budget. Raises PrivacyError."""
-    after = client_epsilon(entries, client, privacy, before, cost)
-    rounds = sum(client in entry.participants for entry in entries)
+    after = client_epsilon(tally, client, privacy, before, cost)
+    rounds = tally.sums(client)
     if privacy.rounds_per_client and rounds >= privacy.rounds_per_client:
         raise PrivacyError(
             f"{client} took part in {rounds} sums, the plan allows no more",

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.errors import SecrecyError
 from protocol.wire import Instruction, instruction_digest
@@ -22,6 +23,9 @@ SAME = (
 )
 
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
 class Opening(BaseModel):
     """A sum that this client gave its shares for: what it was asked, and whose sum it is."""
 
@@ -30,9 +34,9 @@ class Opening(BaseModel):
     )
 
     sid: bytes
-    seq: int
+    seq: Count
     rid: bytes
-    round: int
+    round: Count
     instruction: bytes  # SHA-256 of all of it
     adapter: str  # digest of the incoming adapter
     alive: bytes  # SHA-256 of the sorted ids

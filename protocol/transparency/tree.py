@@ -11,34 +11,49 @@ from collections.abc import Iterable
 from protocol.merkle import EMPTY
 from protocol.transparency.proofs import node_hash, peak_sizes
 
+HASH = 32  # bytes
+
 
 class Tree:
     """Over leaf hashes; an older tree is asked for by its ``size``."""
 
     def __init__(self, hashes: Iterable[bytes] = ()) -> None:
-        self._levels: list[list[bytes]] = [[]]
+        self._levels = [bytearray()]  # hashes, one behind the other
         for leaf in hashes:
             self.append(leaf)
 
     @property
     def size(self) -> int:
         """Leaves."""
-        return len(self._levels[0])
+        return len(self._levels[0]) // HASH
 
     def append(self, leaf: bytes) -> None:
         """Add a leaf's hash."""
-        level = 0
-        self._levels[0].append(leaf)
-        while len(self._levels[level]) % 2 == 0:
-            left, right = self._levels[level][-2:]
+        level, node = 0, leaf
+        self._levels[0] += node
+        while len(self._levels[level]) // HASH % 2 == 0:
+            last = len(self._levels[level]) // HASH
+            node = node_hash(self._node(level, last - 2), node)
             level += 1
             if level == len(self._levels):
-                self._levels.append([])
-            self._levels[level].append(node_hash(left, right))
+                self._levels.append(bytearray())
+            self._levels[level] += node
+
+    def leaf(self, index: int) -> bytes:
+        """A leaf's hash."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"leaf {index} of {self.size}")
+        return self._node(0, index)
+
+    def _node(self, level: int, index: int) -> bytes:
+        return bytes(self._levels[level][HASH * index : HASH * (index + 1)])
 
     def complete(self, level: int, start: int, stop: int) -> list[bytes]:
         """Roots ``start`` to ``stop`` of complete subtrees of ``2^level`` leaves."""
-        return self._levels[level][start:stop] if level < len(self._levels) else []
+        if level >= len(self._levels):
+            return []
+        stop = min(stop, len(self._levels[level]) // HASH)
+        return [self._node(level, index) for index in range(start, stop)]
 
     def root(self, size: int | None = None) -> bytes:
         """Root of the tree of the first ``size`` leaves, or of all."""
@@ -95,7 +110,7 @@ class Tree:
         count = stop - start
         if count & (count - 1) == 0:
             level = count.bit_length() - 1
-            return self._levels[level][start >> level]
+            return self._node(level, start >> level)
         split = start + _split(count)
         return node_hash(self._range(start, split), self._range(split, stop))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,20 @@ def test_a_client_counts_void_rounds(world: World) -> None:
         assert world.whole(attempt) is not None
         world.log_abort(attempt, revealed=True)
         world.logs[RUNS[0]].add_adapter(number, adapter_of(0))
+    refused(world, world.begin(seq=5, round=5), "round.voids")
+
+
+def test_void_rounds_that_an_earlier_fedge_remembered_count(world: World) -> None:
+    """Its lines did not say which sums were in vain: they are read from the proofs."""
+    for number in range(1, 5):
+        attempt = world.begin(seq=number, round=number)
+        assert world.whole(attempt) is not None
+        world.log_abort(attempt, revealed=True)
+        world.logs[RUNS[0]].add_adapter(number, adapter_of(0))
+        for path in world.folder.glob("*.receipts") if number == 3 else ():
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            assert any(line.pop("vain", None) for line in lines)
+            path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     refused(world, world.begin(seq=5, round=5), "round.voids")
 
 

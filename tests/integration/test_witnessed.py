@@ -164,8 +164,9 @@ def test_a_second_view_of_the_log_gets_no_quorum(
         def forking(log: RunLog, leaves: Any) -> bytes:
             if log.find(type(None)) == [] and log.size > 40 and not forked:  # type: ignore[type-var]
                 forked.append(log.size)
-                entries = [*log._entries[:-1], log._entries[0]]
-                log._entries, log._kinds, log._tree = [], {}, type(log._tree)()
+                entries = [*log._entries.between(0, log.size - 1), log.entry(0)]
+                log._entries = type(log._entries)(log.folder)
+                log._kinds, log._tree = {}, type(log._tree)()
                 for data in entries:
                     log._add(data)
             return prepare(log, leaves)

@@ -8,15 +8,12 @@ from hypothesis import strategies as st
 
 from protocol.plan_sections import Cohort
 from server.rounds import (
+    Collecting,
     Complete,
     Failed,
     Reason,
-    accept,
-    close,
     deal_groups,
     draw_cohort,
-    drop,
-    open_attempt,
 )
 
 names = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=8, unique=True)
@@ -25,23 +22,23 @@ names = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size
 @given(names, st.data())
 def test_used_and_dropped_are_exactly_expected(cohort: list[str], data: st.DataObject) -> None:
     quorum = data.draw(st.integers(1, len(cohort)))
-    state = open_attempt(tuple(sorted(cohort)), quorum=quorum)
+    state = Collecting(sorted(cohort), quorum=quorum)
     late, unawaited = set(), set()
     for client in data.draw(st.permutations(sorted(cohort))):
         match data.draw(
             st.sampled_from(["accept", "error", "invalid", "silent", "late", "unawaited"])
         ):
             case "accept":
-                state = accept(state, client)
+                state.accept(client)
             case "error":
-                state = drop(state, client, Reason.ERROR, "x")
+                state.drop(client, Reason.ERROR, "x")
             case "invalid":
-                state = drop(state, client, Reason.INVALID, "x")
+                state.drop(client, Reason.INVALID, "x")
             case "late":
                 late.add(client)
             case "unawaited":
                 unawaited.add(client)
-    closed = close(state, late=late, unawaited=unawaited)
+    closed = state.close(late=late, unawaited=unawaited)
     gone = [dropped.client for dropped in closed.dropped]
     assert sorted([*closed.used, *gone]) == sorted(cohort)
     assert isinstance(closed, Complete if len(closed.used) >= quorum else Failed)
@@ -74,11 +71,12 @@ def test_a_cohort_depends_on_names_and_seed_alone(
 
 
 def test_nobody_answers_twice_or_uninvited() -> None:
-    state = accept(open_attempt(("a", "b"), quorum=1), "a")
+    state = Collecting(("a", "b"), quorum=1)
+    state.accept("a")
     with pytest.raises(ValueError, match="answered already"):
-        accept(state, "a")
+        state.accept("a")
     with pytest.raises(ValueError, match="not expected"):
-        drop(state, "z", Reason.ERROR, "")
+        state.drop("z", Reason.ERROR, "")
 
 
 @pytest.mark.parametrize(("names", "groups"), [(12, 3), (13, 4), (5, 5)])

@@ -66,6 +66,10 @@ def _memories(world: World) -> dict[str, Decoder]:
         memory = Receipts(path)
         return memory.held(), memory.told(bytes.fromhex(sid))
 
+    def spent(path: Path) -> object:
+        ledger = FileLedger(path)
+        return ledger.entries(), ledger.account()
+
     recipe = Recipe(plan=world.plan, manifest=small_manifest())
     controls = FileControls(world.folder / "controls", world.plan.digest, "a", recipe.layout)
     adapter = recipe.layout.unflatten(np.ones(recipe.layout.size, np.float32))
@@ -76,15 +80,15 @@ def _memories(world: World) -> dict[str, Decoder]:
         "client.kept_controls:FileControls.load": Decoder(
             read=of_file(kept, lambda _: controls.load()), seeds=(kept.read_bytes(),)
         ),
-        "client.openings:FileOpenings.of": Decoder(
-            read=of_file(world.folder / "o.jsonl", lambda path: FileOpenings(path).of("0" * 64)),
+        "client.openings:FileOpenings.last": Decoder(
+            read=of_file(world.folder / "o.jsonl", lambda path: FileOpenings(path).last("0" * 64)),
             seeds=(openings,),
         ),
         "client.receipts:Receipts.held": Decoder(
             read=of_file(world.folder / "r.jsonl", remembered), seeds=(receipts,)
         ),
         "client.ledger:FileLedger.entries": Decoder(
-            read=of_file(world.folder / "l.jsonl", lambda path: FileLedger(path).entries()),
+            read=of_file(world.folder / "l.jsonl", spent),
             seeds=(json_line(ENTRY),),
         ),
     }

@@ -14,7 +14,7 @@ from client.ledger import FileLedger
 from protocol.errors import MachineError, PrivacyError
 from protocol.exchange import Phase
 from protocol.privacy.accounting import epsilon
-from protocol.privacy.ledger import client_epsilon
+from protocol.privacy.ledger import Tally, client_epsilon
 from protocol.privacy.planned import mechanism_of
 from tests.unit.client import secret_cohort
 from tests.unit.client.secret_cohort import Coordinator
@@ -41,7 +41,7 @@ def test_a_client_writes_down_what_it_spent_and_stops_at_the_budget(tmp_path: Pa
     rounds = coordinator.rounds_until_refused("the plan's budget is 9")
     assert len(ledger.entries()) == rounds
     name = coordinator.members[one].name
-    spent = client_epsilon(ledger.entries(), name, coordinator.plan.privacy)
+    spent = client_epsilon(Tally(ledger.entries()), name, coordinator.plan.privacy)
     assert rounds > 1
     assert spent <= 9.0
     assert coordinator.trained == 5 * rounds  # nobody trains for a sum that cannot be afforded
@@ -55,7 +55,7 @@ def test_a_clients_own_limit_counts_every_plan(tmp_path: Path) -> None:
     name = coordinator.members[one].name
     again = next(key for key, member in other.members.items() if member.name == name)
     spent = client_epsilon(
-        coordinator.members[one].ledger.entries(), name, coordinator.plan.privacy
+        Tally(coordinator.members[one].ledger.entries()), name, coordinator.plan.privacy
     )
     other.members[again] = replace(other.members[again], limit=spent * 1.1)
     with pytest.raises(PrivacyError, match="over all runs"):

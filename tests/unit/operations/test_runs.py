@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import operations.overview
 from base_model.verify import read_manifest
 from operations.coordinator import Coordinator, make_coordinator
 from operations.folders import free_port
@@ -216,3 +217,41 @@ def test_a_run_begins_with_its_plans_warnings(
     done = fedge("run", str(plan), *where, *quiet)
     assert done.returncode == 8  # nobody runs the coordinator
     assert "warning `local.learning_rate`" in done.stderr
+
+
+def test_an_overview_reads_a_record_once_and_rounds_in_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"folder": str(tmp_path), "name": "t", "planned": 3, "run": 1}
+
+    def publish(number: int, used: int, clipped: float) -> None:
+        folder = tmp_path / "rounds" / f"{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "round": number,
+            "used": ["a"] * used,
+            "dropped": [{"client": "b", "reason": "late", "detail": ""}],
+            "privacy": {"epsilon": float(used)},
+            "failures": 1,
+            "clipped_share": clipped,
+            "void": None,
+            "ended_at": float(number),
+        }
+        (folder / "record.json").write_text(json.dumps(record))
+
+    for number, used in ((0, 0), (9999, 3), (10_000, 5)):
+        publish(number, used, number / 10_000)
+    seen = run_view(tmp_path, entry)
+    assert (seen.rounds, seen.replies, seen.drops, seen.failures) == (2, 8, 2, 2)
+    assert (seen.clipped, seen.epsilon, seen.last_round_at) == (1.0, 5.0, 10_000.0)
+    read: list[bytes] = []
+    genuine = operations.overview.parse_json
+    monkeypatch.setattr(
+        operations.overview, "parse_json", lambda data: read.append(data) or genuine(data)
+    )
+    assert run_view(tmp_path, entry) == seen
+    assert read == []
+    publish(10_001, 1, 0.5)
+    publish(9999, 4, 0.5)  # put back, or another run in this folder
+    again = run_view(tmp_path, entry)
+    assert (again.rounds, again.replies, len(read)) == (3, 10, 2)

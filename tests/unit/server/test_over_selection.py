@@ -206,7 +206,7 @@ def test_who_was_not_waited_for_spends_nothing(tmp_path: Path) -> None:
     (record,) = records(run)
     store = RunStore(run)
     try:
-        (entry,) = store.spent()
+        (entry,) = store.ledger.since(0)
     finally:
         store.close()
     assert list(entry.participants) == record["used"]

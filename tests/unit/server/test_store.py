@@ -148,14 +148,15 @@ def test_leftovers_of_a_killed_coordinator_are_swept_and_the_open_round_is_not(
 def test_an_update_that_turned_out_bad_is_not_kept(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "r")
     store.open_attempt(1, {"attempt": 1})
-    store.put_reply(1, "ann/../x", b"abc")
-    store.put_reply(1, "bo", b"de")
-    assert store.reply(1, "ann/../x") == b"abc"
-    store.remove_reply(1, "ann/../x")
-    assert not store.has_reply(1, "ann/../x")
-    assert list(store.replies(1, ("bo",))) == [("bo", b"de")]
+    replies = store.replies(1)
+    replies.put("ann/../x", b"abc")
+    replies.put("bo", b"de")
+    assert replies.get("ann/../x") == b"abc"
+    replies.remove("ann/../x")
+    assert replies.get("ann/../x") is None
+    assert store.replies(1).get("bo") == b"de"
     store.open_attempt(1, {"attempt": 2})  # a new attempt starts empty
-    assert not store.has_reply(1, "bo")
+    assert store.replies(1).get("bo") is None
     store.close()
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from client.ledger import FileLedger
+from client.ledger import Account, FileLedger
 from protocol.errors import ArtefactError, MachineError, PrivacyError
 from protocol.plan_sections import Privacy
 from protocol.privacy.accounting import epsilon
 from protocol.privacy.distributed import Mechanism
 from protocol.privacy.ledger import (
     Entry,
+    Tally,
     client_epsilon,
     distributed_numbers,
     parse_entries,
-    total,
     verify_affordable,
 )
 from protocol.start import SpentBefore
@@ -38,15 +38,15 @@ def entry(sequence: int, *participants: str, **changes: Any) -> Entry:
     return Entry.model_validate(document | changes)
 
 
-def anything(entries: list[Entry]) -> None:
+def anything(account: Account) -> None:
     """Any number of entries may be there."""
 
 
 def test_what_is_not_allowed_is_not_written(tmp_path: Path) -> None:
     ledger = FileLedger(tmp_path / "ledger.jsonl")
 
-    def only_one(entries: list[Entry]) -> None:
-        if entries:
+    def only_one(account: Account) -> None:
+        if account.plans:
             raise PrivacyError("enough", "stop")
 
     ledger.spend(entry(1, "a"), only_one)
@@ -59,21 +59,25 @@ def test_each_client_pays_for_its_own_sums() -> None:
     entries = [entry(1, "a", "b"), entry(2, "a"), entry(3, "b", "a")]
     privacy = Privacy(mechanism="distributed")
     cost = NOISE.spent()
-    assert total(entries, "a").rho == pytest.approx(3 * cost.rho)
-    assert total(entries, "b").rho == pytest.approx(2 * cost.rho)
-    assert client_epsilon(entries, "c", privacy) == 0
-    assert client_epsilon(entries, "a", privacy) == epsilon(total(entries, "a"), delta=1e-6)
+    assert Tally(entries).spent("a").rho == pytest.approx(3 * cost.rho)
+    assert Tally(entries).spent("b").rho == pytest.approx(2 * cost.rho)
+    assert client_epsilon(Tally(entries), "c", privacy) == 0
+    assert client_epsilon(Tally(entries), "a", privacy) == epsilon(
+        Tally(entries).spent("a"), delta=1e-6
+    )
 
 
 def test_the_sum_that_would_exceed_the_budget_is_refused_and_not_one_before() -> None:
     cost = NOISE.spent()
     entries = [entry(number, "a") for number in range(1, 6)]
-    enough = epsilon(total([*entries, entry(6, "a")], "a"), delta=1e-6)
-    verify_affordable(entries, "a", Privacy(mechanism="distributed", epsilon=enough * 1.001), cost)
+    enough = epsilon(Tally([*entries, entry(6, "a")]).spent("a"), delta=1e-6)
+    verify_affordable(
+        Tally(entries), "a", Privacy(mechanism="distributed", epsilon=enough * 1.001), cost
+    )
     tight = Privacy(mechanism="distributed", epsilon=enough * 0.999)
     with pytest.raises(PrivacyError, match="would bring a to epsilon"):
-        verify_affordable(entries, "a", tight, cost)
-    verify_affordable(entries, "newcomer", tight, cost)
+        verify_affordable(Tally(entries), "a", tight, cost)
+    verify_affordable(Tally(entries), "newcomer", tight, cost)
 
 
 def test_what_was_spent_before_counts_for_everybody() -> None:
@@ -81,15 +85,17 @@ def test_what_was_spent_before_counts_for_everybody() -> None:
     cost, privacy = NOISE.spent(), Privacy(mechanism="distributed")
     entries = [entry(number, "a") for number in range(1, 6)]
     three = SpentBefore(mechanism="distributed", rho=3 * cost.rho, xi=3 * cost.xi)
-    whole = client_epsilon(entries, "a", privacy)
-    assert client_epsilon(entries[:2], "a", privacy, three) == pytest.approx(whole, rel=1e-12)
-    assert client_epsilon(entries[:2], "newcomer", privacy, three) > 0
+    whole = client_epsilon(Tally(entries), "a", privacy)
+    assert client_epsilon(Tally(entries[:2]), "a", privacy, three) == pytest.approx(
+        whole, rel=1e-12
+    )
+    assert client_epsilon(Tally(entries[:2]), "newcomer", privacy, three) > 0
     tight = Privacy(mechanism="distributed", epsilon=whole * 1.0001)
-    verify_affordable(entries[:1], "a", tight, cost, three)
+    verify_affordable(Tally(entries[:1]), "a", tight, cost, three)
     for name in ("a", "newcomer"):
         with pytest.raises(PrivacyError, match=f"would bring {name} to epsilon"):
             verify_affordable(
-                entries[:2] if name == "a" else [],
+                Tally(entries[:2] if name == "a" else []),
                 name,
                 tight,
                 cost,
@@ -101,15 +107,15 @@ def test_rounds_of_central_noise_before_count_as_rounds() -> None:
     privacy = Privacy(mechanism="central", noise_multiplier=2.0, sampling=0.5)
     before = SpentBefore(mechanism="central", sums=3, noise_multiplier=2.0, sampling=0.5)
     entries = [entry(number, "a") for number in range(1, 6)]
-    both = client_epsilon(entries[:2], "", privacy, before)
-    assert both == client_epsilon(entries, "", privacy)
+    both = client_epsilon(Tally(entries[:2]), "", privacy, before)
+    assert both == client_epsilon(Tally(entries), "", privacy)
 
 
 def test_a_rota_bounds_the_rounds_of_a_client() -> None:
     privacy = Privacy(mechanism="distributed", rounds_per_client=2)
-    verify_affordable([entry(1, "a")], "a", privacy, NOISE.spent())
+    verify_affordable(Tally([entry(1, "a")]), "a", privacy, NOISE.spent())
     with pytest.raises(PrivacyError, match="took part in 2"):
-        verify_affordable([entry(1, "a"), entry(2, "a")], "a", privacy, NOISE.spent())
+        verify_affordable(Tally([entry(1, "a"), entry(2, "a")]), "a", privacy, NOISE.spent())
 
 
 def test_a_file_keeps_every_entry_and_for_its_owner_alone(tmp_path: Path) -> None:
