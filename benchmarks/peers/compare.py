@@ -99,7 +99,8 @@ def fedge(experiment: str, settings: list[str], bits: int, out: Path) -> dict[st
     summary = json.loads((again / "summary.json").read_text())
     seconds = json.loads((again / "timings.json").read_text())["rounds"]
     shares = {
-        e["round"]: e["accuracy"] for e in json.loads((again / "evaluations.json").read_text())["test"]
+        e["round"]: e["accuracy"]
+        for e in json.loads((again / "evaluations.json").read_text())["test"]
     }
     rounds, total = [], 0.0
     for number in sorted(map(int, seconds)):
