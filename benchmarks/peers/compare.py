@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -95,6 +96,7 @@ def fedge(experiment: str, settings: list[str], bits: int, out: Path) -> dict[st
     if not (folder / "summary.json").exists():
         watched([*command, "--out", str(folder), "--json"], out / f"run-{bits}.log", 2)
     again = out / f"again-{bits}"
+    shutil.rmtree(again, ignore_errors=True)  # of a measurement that was cut off
     measured = watched([*command, "--out", str(again), "--json"], out / f"again-{bits}.log", 2)
     summary = json.loads((again / "summary.json").read_text())
     seconds = json.loads((again / "timings.json").read_text())["rounds"]
