@@ -10,7 +10,7 @@ import onnx
 from base_model.frozen_linears import stored_linears
 from base_model.programs.answering import ask_for_types
 from base_model.programs.build import Objective, adapted_graph, training_graph
-from base_model.programs.float_weights import read_as_stored
+from base_model.programs.float_weights import refer_to_matrices
 from base_model.programs.frozen import refer_to_weights
 from base_model.programs.linears import LinearsOfProgram
 from base_model.programs.tape import Symbol
@@ -33,7 +33,7 @@ def classifier_graphs(
     """
     layout, manifest, task = recipe.layout, recipe.manifest, OUTPUT_TASKS[recipe.plan.task.kind]
     answering = onnx.load(str(base / manifest.graph.file))
-    read_as_stored(answering, manifest.tensors)
+    refer_to_matrices(answering, manifest.tensors)
     if recipe.typed:
         ask_for_types(answering.graph)
     tensors = {spec.name: len(spec.shape) for spec in layout.specs}

@@ -26,7 +26,7 @@ KINDS = (np.float32, np.float16)  # of bases of 32 and of 16 bits
 Matrix = npt.NDArray[np.floating[Any]]
 
 
-def read_as_stored(model: onnx.ModelProto, tensors: Mapping[str, TensorEntry]) -> None:
+def refer_to_matrices(model: onnx.ModelProto, tensors: Mapping[str, TensorEntry]) -> None:
     """Point products of ``model`` at tensors of the base's file, in place.
 
     ``tensors``: the manifest's. A matrix that the file does not have stays as it is.

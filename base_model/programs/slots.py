@@ -14,7 +14,7 @@ import onnx
 from base_model.programs.answering import ask_for_types
 from base_model.programs.build import OPSET, Objective, Symbols, training_graph
 from base_model.programs.document import ProgramDocument, TensorRule, graph_name
-from base_model.programs.float_weights import read_as_stored
+from base_model.programs.float_weights import refer_to_matrices
 from base_model.programs.folder import Program, deriving, graph_entry, verify_graphs
 from base_model.programs.frozen import refer_to_weights
 from base_model.tasks import OUTPUT_TASKS
@@ -56,7 +56,7 @@ def slot_program(
     parts, task = frozenset(spec.part for spec in layout.specs), OUTPUT_TASKS[kind]
     with deriving(base):
         answering = onnx.load(str(base / manifest.graph.file))
-        read_as_stored(answering, manifest.tensors)
+        refer_to_matrices(answering, manifest.tensors)
         if pairs and TYPE_IDS in manifest.graph.inputs:
             ask_for_types(answering.graph)
         model = training_graph(

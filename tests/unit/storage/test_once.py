@@ -18,6 +18,8 @@ EXCEPTIONS = {
     "base_model/partial.py: os.fsync": "a download grows under its digest and goes on after a cut",
     "edge_runtime/adapter.py: tempfile.NamedTemporaryFile": "ONNX Runtime reads adapters by name only",
     "server/inbox.py: rename": "a stranger's file is put aside as it is",
+    "server/replies.py: a new file": "a spare one, without a name of its own until an update is whole",
+    "server/replies.py: os.replace": "an update in clear takes a file whose update is in the sum; none is flushed",
     "server/store.py: rename": "sums and vectors go from the open attempt into the round's folder",
     "operations/logs.py: rename": "the next part of a log; a lost line loses no state",
 }
