@@ -16,9 +16,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from base_model.programs.answering import Shapes, infer_shapes
+from base_model.programs.answering import infer_shapes
 from base_model.programs.frozen import SMALLEST
-from base_model.programs.tape import MICROSOFT
 from base_model.weights_file import tensor_entry
 from protocol.manifest import TensorEntry
 
@@ -29,7 +28,8 @@ Matrix = npt.NDArray[np.floating[Any]]
 def refer_to_matrices(model: onnx.ModelProto, tensors: Mapping[str, TensorEntry]) -> None:
     """Point products of ``model`` at tensors of the base's file, in place.
 
-    ``tensors``: the manifest's. A matrix that the file does not have stays as it is.
+    ``tensors``: the manifest's. Linears read rows of two dimensions (``graph_linears.flatten_rows``); what
+    reads others, before them, in a pooling or a head, stays as it is, and so does what the file has not.
     """
     graph, shapes = model.graph, dict[str, tuple[int | str, ...]]()
     names = {entry.sha256: name for name, entry in tensors.items()}
@@ -38,9 +38,11 @@ def refer_to_matrices(model: onnx.ModelProto, tensors: Mapping[str, TensorEntry]
         if node.op_type != "MatMul" or node.input[1] not in matrices:
             continue
         found = _stored(matrices[node.input[1]], tensors, names)
-        if found is not None:
-            shapes = shapes or infer_shapes(model, {})
-            _read(graph, node, *found, shapes)
+        if found is None:
+            continue
+        shapes = shapes or infer_shapes(model, {})
+        if len(shapes.get(node.input[0], ())) == 2:
+            _read(graph, node, *found)
     used = {name for node in graph.node for name in node.input}
     for name in matrices.keys() - used:
         graph.initializer.remove(matrices[name])
@@ -65,9 +67,7 @@ def _stored(
     return None
 
 
-def _read(
-    graph: onnx.GraphProto, node: onnx.NodeProto, name: str, value: Matrix, shapes: Shapes
-) -> None:
+def _read(graph: onnx.GraphProto, node: onnx.NodeProto, name: str, value: Matrix) -> None:
     if not any(item.name == name for item in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(value, name))
     weight = name
@@ -75,9 +75,5 @@ def _read(
         weight = f"{node.output[0]}/weight"
         cast = helper.make_node("Cast", [name], [weight], to=TensorProto.FLOAT)
         graph.node.insert(list(graph.node).index(node), cast)
-    node.input[1] = weight
-    if len(shapes[node.input[0]]) == 2:
-        node.op_type = "Gemm"
-    else:
-        node.op_type, node.domain = "FusedMatMul", MICROSOFT
+    node.input[1], node.op_type = weight, "Gemm"
     node.attribute.append(helper.make_attribute("transB", 1))

@@ -87,8 +87,10 @@ def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
 
 
 def weights_inside(engine: OnnxEngine, recipe: Recipe) -> set[str]:
-    """Matrices of the base's file that a program's own files hold, as they are or turned."""
-    names = {(entry.sha256, *entry.shape): name for name, entry in recipe.manifest.tensors.items()}
+    """Linears of the base's file that a program's own files hold, as they are or turned."""
+    weights = {f"{linear.path}.weight" for linear in recipe.manifest.linears}
+    entries = {name: entry for name, entry in recipe.manifest.tensors.items() if name in weights}
+    names = {(entry.sha256, *entry.shape): name for name, entry in entries.items()}
     inside = set()
     for data in engine._program.graphs.values():
         for tensor in onnx.load_model_from_string(data).graph.initializer:
