@@ -12,6 +12,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib import util
@@ -83,17 +84,21 @@ class RayClients:
         import ray
 
         self._ray, self._app, self._run_id, self._rerun = ray, app, run_id, rerun
-        self._lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)
+        errors = ray.exceptions
+        # The last: of a reply whose node was lost when the client was through.
+        self._lost = (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError)
         self._idle: queue.Queue[Any] = queue.Queue()
         self._lock = threading.Lock()
-        self._alive, self._closed = 0, False
+        self._alive, self._closed = (
+            0,
+            False,
+        )  # those that start in the place of lost ones among them
         self._shared: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
         self._connect(address, actors)
         self.actors = actors or self._cores()
         self._code = code_digest()
         try:
-            for actor in [self._actor() for _ in range(self.actors)]:
-                self._take_on(actor)
+            self._start()
             if not self._alive:
                 raise MachineError(
                     f"no actor has started within {PATIENCE_S:.0f} s", "see `ray status`"
@@ -182,21 +187,28 @@ class RayClients:
         actor = self._ray.remote(ClientActor).options(num_cpus=1, max_restarts=0)
         return actor.remote(self._app, self._run_id)
 
-    def _take_on(self, actor: Any) -> None:
+    def _start(self) -> None:
+        """As many as start before a time in which none does: a cluster may have no room for all."""
+        until = time.monotonic() + PATIENCE_S
+        for actor in [self._actor() for _ in range(self.actors)]:
+            if self._take_on(actor, seconds=max(0.0, until - time.monotonic())):
+                self._alive += 1
+                until = time.monotonic() + PATIENCE_S
+
+    def _take_on(self, actor: Any, *, seconds: float = PATIENCE_S) -> bool:
         """Let ``actor`` work, once it says that it has our code; one that does not start is let go."""
         try:
-            code = self._ray.get(actor.code.remote(), timeout=PATIENCE_S)
+            code = self._ray.get(actor.code.remote(), timeout=seconds)
         except (self._ray.exceptions.GetTimeoutError, *self._lost):
             self._ray.kill(actor)
-            return
+            return False
         if code != self._code:
             raise MachineError(
                 "a node of the Ray cluster has other code than this process",
                 "install the same fedge on all machines, and start `ray` outside of any working tree",
             )
-        with self._lock:
-            self._alive += 1
         self._idle.put(actor)
+        return True
 
     def _next(self) -> Any:
         while True:
@@ -215,14 +227,21 @@ class RayClients:
         if self._closed:
             raise KeyboardInterrupt from None
         self._ray.kill(actor)  # one that cannot be reached may still have its core
-        with self._lock:
-            self._alive -= 1
-            room = self._alive < self._cores()
+        started = False
+        try:
+            self._note(message, error)
+            with self._lock:
+                room = self._alive <= self._cores()
+            started = room and self._take_on(self._actor())
+        finally:
+            if not started:
+                with self._lock:
+                    self._alive -= 1
+
+    def _note(self, message: Message, error: Exception) -> None:
         content, node = message.content, message.metadata.dst_node_id
         number = int(content[INSTRUCTION]["round"]) if INSTRUCTION in content else 0
         self._rerun(number, client_name(node - FIRST_NODE), type(error).__name__)
-        if room:
-            self._take_on(self._actor())
 
 
 def _size(record: ArrayRecord) -> int:
