@@ -20,6 +20,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message
 
+from client.leaving import check_leaving
 from protocol.errors import MachineError
 from protocol.wire import INSTRUCTION
 from simulations.clients import client_name
@@ -31,7 +32,7 @@ APP = "client.app:app"
 LARGE = 2**16  # bytes of a record that is worth a place of its own in the object store
 PATIENCE_S = 30.0  # for an actor to start
 CONNECT_S = 5.0
-POLL_S = 0.5
+POLL_S = 0.5  # between looks whether the process leaves
 TRIES = 3  # of a message whose actor was lost each time: it may be what ends them
 # Flower's and Ray's telemetry and update checks; a simulation has no business on the network.
 QUIET = {
@@ -116,7 +117,7 @@ class RayClients:
         for _ in range(TRIES):
             actor = self._next()
             try:
-                content, state = self._ray.get(actor.run.remote(call))
+                content, state = self._answer(actor.run.remote(call))
             except self._lost as error:
                 self._replace(actor, message, error)
                 continue
@@ -127,6 +128,14 @@ class RayClients:
             context.state = state
             return Message(content, reply_to=message)
         raise RuntimeError(f"{TRIES} actors were lost that ran this client")
+
+    def _answer(self, reference: Any) -> Any:
+        """What an actor gives; whoever waits for it leaves with the process, and the actor after it."""
+        while True:
+            try:
+                return self._ray.get(reference, timeout=POLL_S)
+            except self._ray.exceptions.GetTimeoutError:
+                check_leaving()
 
     def close(self) -> None:
         """End the actors, and the connection."""
@@ -215,6 +224,7 @@ class RayClients:
             try:
                 return self._idle.get(timeout=POLL_S)
             except queue.Empty:
+                check_leaving()
                 if self._closed:
                     raise KeyboardInterrupt from None
                 if not self._alive:

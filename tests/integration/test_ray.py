@@ -17,6 +17,7 @@ from flwr.app import Context, Message, RecordDict
 
 import simulations.ray_clients
 from protocol.errors import MachineError
+from simulations.ahead import Ahead
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
 from simulations.ray_clients import RayClients
@@ -128,6 +129,23 @@ def test_who_waits_for_an_actor_waits_also_while_one_starts_in_the_place_of_the_
     with closing(clients), ThreadPoolExecutor(3) as pool:
         assert list(pool.map(answered, [1000, 1001, 1002])) == [True] * 3
     assert len(reruns) == 1
+
+
+def test_a_process_that_leaves_waits_for_no_training_on_the_cluster(
+    tmp_path: Path, ray: Any
+) -> None:
+    done = tmp_path / "done"
+    clients = RayClients("local", actors=2, app="tests.lost_actor:app", rerun=lambda *_: None)
+    ahead: Ahead[Message] = Ahead(2)
+
+    def work(name: str) -> Message:
+        context = Context(1, 1000, {name: str(done)} if name == "done" else {}, RecordDict(), {})
+        return clients(Message(RecordDict(), 1000, "train.mask"), context)
+
+    with closing(clients):
+        assert not ahead.first(["quick", "done"], work).has_error()
+        ahead.close()
+        assert not done.exists()
 
 
 class Waits(RayClients):
