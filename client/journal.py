@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +16,14 @@ from storage.whole import PRIVATE, appending
 
 MOST_JOURNAL = 2**30  # bytes: a line a round, for longer than any site lives
 PIECE = 2**14  # bytes read at a time from the end
-SEEN = 64  # last bytes of what was read, by which the file is known again
+SEEN = (
+    2**11
+)  # last bytes of what was read, by which the file is known: more than a line, for many end alike
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far a file was read: which file, when it was written, how many bytes, and the last of them."""
+    """How far a file was read: which file, when it was written, how many bytes, the last ones' SHA-256."""
 
     file: tuple[int, int] = (0, 0)
     written: int = 0
@@ -34,7 +37,7 @@ class Mark:
             return False
         file.seek(max(0, self.size - SEEN))
         grown = status.st_size > self.size or status.st_mtime_ns == self.written
-        return grown and file.read(min(self.size, SEEN)) == self.last
+        return grown and sha256(file.read(min(self.size, SEEN))).digest() == self.last
 
 
 class Journal:
@@ -65,7 +68,7 @@ class Journal:
                 file.seek(start)
                 data = file.read()
                 file.seek(max(0, start + len(data) - SEEN))
-                last = file.read(min(start + len(data), SEEN))
+                last = sha256(file.read(min(start + len(data), SEEN))).digest()
                 lines = data.decode("utf-8").splitlines()
         except FileNotFoundError:
             return mark == Mark(), [], Mark()

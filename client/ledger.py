@@ -67,7 +67,8 @@ class FileLedger:
     def account(self) -> Account:
         """All entries added up. Raises ArtefactError for a damaged line."""
         path = self._journal.path.absolute()
-        mark, account = _accounts.pop(path, (Mark(), Account()))
+        with _turn:
+            mark, account = _accounts.pop(path, (Mark(), Account()))
         same, new, after = self._journal.since(mark)
         if not same:
             account = Account()

@@ -7,8 +7,8 @@ nothing but the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
 from client.leaving import Leaving
@@ -19,13 +19,15 @@ Result = TypeVar("Result")
 class Ahead(Generic[Result]):
     """Runs at most ``jobs`` pieces of work at a time; what is finished and not asked for is as much again.
 
-    With one job nothing runs before it is asked for, and no thread is started.
+    With one job nothing runs before it is asked for, and no thread is started. Pieces with the same ``owner``
+    run one after the other, in the order in which they were begun: nobody may ask for the first of them.
     """
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, owner: Callable[[str], Hashable] = str) -> None:
         """Raises ValueError for fewer than one job."""
         if jobs < 1:
             raise ValueError(f"{jobs} jobs")
+        self._owner = owner
         self.most = 2 * jobs if jobs > 1 else 1
         self._pool = ThreadPoolExecutor(jobs, "client") if jobs > 1 else None
         self._begun: dict[str, Future[Result]] = {}
@@ -37,13 +39,28 @@ class Ahead(Generic[Result]):
             return work(names[0])
         for name in names[: self.most]:
             if name not in self._begun:
-                self._begun[name] = self._pool.submit(self._leaving.heeded, work, name)
+                self._begun[name] = self._submitted(self._pool, work, name)
         return self._begun.pop(names[0]).result()
 
+    def _submitted(
+        self, pool: ThreadPoolExecutor, work: Callable[[str], Result], name: str
+    ) -> Future[Result]:
+        owner = self._owner(name)
+        before = [each for other, each in self._begun.items() if self._owner(other) == owner]
+
+        def in_turn(name: str) -> Result:
+            wait(
+                before
+            )  # a thread has each of them already, or has had it: threads take them in order
+            return work(name)
+
+        return pool.submit(self._leaving.heeded, in_turn, name)
+
     def forget(self, name: str) -> None:
-        """Nobody will ask for it any more."""
-        if begun := self._begun.pop(name, None):
-            begun.cancel()
+        """Nobody will ask for it any more; what runs already has ended when this returns."""
+        begun = self._begun.pop(name, None)
+        if begun and not begun.cancel():
+            wait([begun])
 
     def close(self) -> None:
         """Begin nothing more; what is training ends at its next step."""

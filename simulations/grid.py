@@ -108,7 +108,7 @@ class InProcessGrid(Grid):
         run_id: int = 1,
         jobs: int = 1,
     ) -> None:
-        self._ahead: Ahead[Message] = Ahead(jobs)
+        self._ahead: Ahead[Message] = Ahead(jobs, owner=self._node)
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
         self._data_path, self._own = data_path, own
         self._faults, self._speeds = faults or Faults(), speeds or Speeds()
@@ -191,8 +191,10 @@ class InProcessGrid(Grid):
             if pending.ready is None or pending.ready > now:
                 waiting.append(pending)
                 continue
-            if ready and self._queue(name)[:1] != [name]:
-                continue  # what its node was asked before is worked off when it is the first
+            if ready and (pending.deadline <= now or self._queue(name)[:1] != [name]):
+                # It is too late to be sure that anybody takes it; what its node was asked before is worked
+                # off when it is the first.
+                continue
             ready.append(name)
             if len(ready) == self._ahead.most:
                 break
@@ -202,6 +204,9 @@ class InProcessGrid(Grid):
         message = self._pending[name].message
         assert message is not None  # of one that will be answered
         return message
+
+    def _node(self, name: str) -> int:
+        return self._message(name).metadata.dst_node_id
 
     def close(self) -> None:
         """No client begins any more."""
@@ -256,7 +261,7 @@ class InProcessGrid(Grid):
 
     def _queue(self, name: str) -> list[str]:
         """What this message's node has not worked off, in order; the message alone where it never trains."""
-        queue = self._queues.get(self._message(name).metadata.dst_node_id, [])
+        queue = self._queues.get(self._node(name), [])
         return queue if name in queue else [name]
 
     def _work_off(self, until: str) -> None:
@@ -318,8 +323,8 @@ class InProcessGrid(Grid):
         """A message nobody can be waiting for any more would keep its round's adapter alive."""
         horizon = now - 2 * self._deadline_s
         for name in [name for name, p in self._pending.items() if p.deadline < horizon]:
-            del self._pending[name]
             self._ahead.forget(name)
+            del self._pending[name]
 
 
 def _order(message_id: str) -> int:

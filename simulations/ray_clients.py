@@ -12,6 +12,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib import util
@@ -19,6 +20,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message
 
+from client.leaving import check_leaving
 from protocol.errors import MachineError
 from protocol.wire import INSTRUCTION
 from simulations.clients import client_name
@@ -30,7 +32,7 @@ APP = "client.app:app"
 LARGE = 2**16  # bytes of a record that is worth a place of its own in the object store
 PATIENCE_S = 30.0  # for an actor to start
 CONNECT_S = 5.0
-POLL_S = 0.5
+POLL_S = 0.5  # between looks whether the process leaves
 TRIES = 3  # of a message whose actor was lost each time: it may be what ends them
 # Flower's and Ray's telemetry and update checks; a simulation has no business on the network.
 QUIET = {
@@ -83,17 +85,21 @@ class RayClients:
         import ray
 
         self._ray, self._app, self._run_id, self._rerun = ray, app, run_id, rerun
-        self._lost = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError)
+        errors = ray.exceptions
+        # The last: of a reply whose node was lost when the client was through.
+        self._lost = (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError)
         self._idle: queue.Queue[Any] = queue.Queue()
         self._lock = threading.Lock()
-        self._alive, self._closed = 0, False
+        self._alive, self._closed = (
+            0,
+            False,
+        )  # those that start in the place of lost ones among them
         self._shared: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
         self._connect(address, actors)
         self.actors = actors or self._cores()
         self._code = code_digest()
         try:
-            for actor in [self._actor() for _ in range(self.actors)]:
-                self._take_on(actor)
+            self._start()
             if not self._alive:
                 raise MachineError(
                     f"no actor has started within {PATIENCE_S:.0f} s", "see `ray status`"
@@ -111,7 +117,7 @@ class RayClients:
         for _ in range(TRIES):
             actor = self._next()
             try:
-                content, state = self._ray.get(actor.run.remote(call))
+                content, state = self._answer(actor.run.remote(call))
             except self._lost as error:
                 self._replace(actor, message, error)
                 continue
@@ -122,6 +128,14 @@ class RayClients:
             context.state = state
             return Message(content, reply_to=message)
         raise RuntimeError(f"{TRIES} actors were lost that ran this client")
+
+    def _answer(self, reference: Any) -> Any:
+        """What an actor gives; whoever waits for it leaves with the process, and the actor after it."""
+        while True:
+            try:
+                return self._ray.get(reference, timeout=POLL_S)
+            except self._ray.exceptions.GetTimeoutError:
+                check_leaving()
 
     def close(self) -> None:
         """End the actors, and the connection."""
@@ -182,27 +196,35 @@ class RayClients:
         actor = self._ray.remote(ClientActor).options(num_cpus=1, max_restarts=0)
         return actor.remote(self._app, self._run_id)
 
-    def _take_on(self, actor: Any) -> None:
+    def _start(self) -> None:
+        """As many as start before a time in which none does: a cluster may have no room for all."""
+        until = time.monotonic() + PATIENCE_S
+        for actor in [self._actor() for _ in range(self.actors)]:
+            if self._take_on(actor, seconds=max(0.0, until - time.monotonic())):
+                self._alive += 1
+                until = time.monotonic() + PATIENCE_S
+
+    def _take_on(self, actor: Any, *, seconds: float = PATIENCE_S) -> bool:
         """Let ``actor`` work, once it says that it has our code; one that does not start is let go."""
         try:
-            code = self._ray.get(actor.code.remote(), timeout=PATIENCE_S)
+            code = self._ray.get(actor.code.remote(), timeout=seconds)
         except (self._ray.exceptions.GetTimeoutError, *self._lost):
             self._ray.kill(actor)
-            return
+            return False
         if code != self._code:
             raise MachineError(
                 "a node of the Ray cluster has other code than this process",
                 "install the same fedge on all machines, and start `ray` outside of any working tree",
             )
-        with self._lock:
-            self._alive += 1
         self._idle.put(actor)
+        return True
 
     def _next(self) -> Any:
         while True:
             try:
                 return self._idle.get(timeout=POLL_S)
             except queue.Empty:
+                check_leaving()
                 if self._closed:
                     raise KeyboardInterrupt from None
                 if not self._alive:
@@ -215,14 +237,21 @@ class RayClients:
         if self._closed:
             raise KeyboardInterrupt from None
         self._ray.kill(actor)  # one that cannot be reached may still have its core
-        with self._lock:
-            self._alive -= 1
-            room = self._alive < self._cores()
+        started = False
+        try:
+            self._note(message, error)
+            with self._lock:
+                room = self._alive <= self._cores()
+            started = room and self._take_on(self._actor())
+        finally:
+            if not started:
+                with self._lock:
+                    self._alive -= 1
+
+    def _note(self, message: Message, error: Exception) -> None:
         content, node = message.content, message.metadata.dst_node_id
         number = int(content[INSTRUCTION]["round"]) if INSTRUCTION in content else 0
         self._rerun(number, client_name(node - FIRST_NODE), type(error).__name__)
-        if room:
-            self._take_on(self._actor())
 
 
 def _size(record: ArrayRecord) -> int:

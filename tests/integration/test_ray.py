@@ -7,14 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, Message, RecordDict
 
+import simulations.ray_clients
 from protocol.errors import MachineError
+from simulations.ahead import Ahead
 from simulations.experiment import load_experiment
 from simulations.progress import NoProgress
+from simulations.ray_clients import RayClients
 from simulations.reruns import load_reruns
 from simulations.run import simulate
 from simulations.summary import Summary
@@ -106,6 +112,62 @@ def test_an_actor_and_a_node_are_killed_in_the_middle_of_rounds(
     reruns = load_reruns(experiment_file.parent / "ray-losses")
     assert there.reruns == sum(map(len, reruns.values())) >= 1
     assert set(reruns) <= {"1", "2", "3"}
+
+
+def test_who_waits_for_an_actor_waits_also_while_one_starts_in_the_place_of_the_last(
+    tmp_path: Path, ray: Any
+) -> None:
+    reruns = list[str]()
+    clients = RayClients(
+        "local", actors=1, app="tests.lost_actor:app", rerun=lambda *what: reruns.append(what[1])
+    )
+
+    def answered(node: int) -> bool:
+        context = Context(1, node, {"been": str(tmp_path / "been")}, RecordDict(), {})
+        return not clients(Message(RecordDict(), node, "train.mask"), context).has_error()
+
+    with closing(clients), ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(answered, [1000, 1001, 1002])) == [True] * 3
+    assert len(reruns) == 1
+
+
+def test_a_process_that_leaves_waits_for_no_training_on_the_cluster(
+    tmp_path: Path, ray: Any
+) -> None:
+    done = tmp_path / "done"
+    clients = RayClients("local", actors=2, app="tests.lost_actor:app", rerun=lambda *_: None)
+    ahead: Ahead[Message] = Ahead(2)
+
+    def work(name: str) -> Message:
+        context = Context(1, 1000, {name: str(done)} if name == "done" else {}, RecordDict(), {})
+        return clients(Message(RecordDict(), 1000, "train.mask"), context)
+
+    with closing(clients):
+        assert not ahead.first(["quick", "done"], work).has_error()
+        ahead.close()
+        assert not done.exists()
+
+
+class Waits(RayClients):
+    """Keeps how long each actor was waited for."""
+
+    def _take_on(self, actor: Any, **options: Any) -> bool:
+        self.__dict__.setdefault("waits", []).append(options["seconds"])
+        return super()._take_on(actor, **options)
+
+
+def test_actors_without_room_are_waited_for_together(
+    ray: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    monkeypatch.setattr(simulations.ray_clients, "PATIENCE_S", 15.0)
+    try:
+        with closing(Waits(str(cluster.address), actors=4, rerun=lambda *_: None)) as clients:
+            assert [wait > 0 for wait in clients.__dict__["waits"]] == [True, True, False, False]
+    finally:
+        cluster.shutdown()
 
 
 def test_an_address_where_no_cluster_is(experiment_file: Path, ray: Any) -> None:

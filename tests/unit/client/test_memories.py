@@ -157,3 +157,16 @@ def test_a_ledgers_account_is_that_of_its_entries(tmp_path: Path) -> None:
     assert (both.count, both.sums("a"), both.sums("b")) == (5, 5, 3)
     (tmp_path / "l").write_text(entries[0].model_dump_json() + "\n")
     assert FileLedger(tmp_path / "l").account().whole == entries[0].spent
+
+
+def test_a_ledger_that_was_put_back_and_has_grown_again_counts_anew(tmp_path: Path) -> None:
+    """Its lines end alike, whatever sum they are of: in place, as long as before, and then longer."""
+    path, other = tmp_path / "l", "c" * 64
+    before = [entry(n, "a") for n in (1, 2)]
+    back = [entry(n, "a", plan=other) for n in (1, 2, 3)]
+    path.write_text("".join(f"{each.model_dump_json()}\n" for each in before))
+    assert FileLedger(path).account().plans.keys() == {before[0].plan}
+    path.write_text("".join(f"{each.model_dump_json()}\n" for each in back))
+    account = FileLedger(path).account()
+    assert account.plans[other].sums("a") == 3, "what was spent under the plan is known"
+    assert account.plans.keys() == {other}

@@ -12,8 +12,9 @@ from flwr.clientapp import ClientApp
 from client.leaving import check_leaving
 from simulations.ahead import Ahead
 from simulations.clock import VirtualClock
+from simulations.faults import Faults
 from simulations.grid import InProcessGrid
-from tests.unit.simulations.test_grid import push
+from tests.unit.simulations.test_grid import TRAIN, content, push
 
 
 class Crowd:
@@ -85,6 +86,56 @@ def test_who_is_no_longer_asked_for_leaves_no_trace_behind() -> None:
     assert len(list(grid.pull_messages(again))) == 1
     assert not {"m2", "m3", "m4"} & grid._ahead._begun.keys()
     grid.close()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_who_is_too_late_trains_only_where_its_reply_is_taken(jobs: int) -> None:
+    """What a training leaves behind, as control variates, hangs on the faults and not on the threads."""
+    crowd, clock = Crowd(together=1), VirtualClock()
+    faults = Faults(straggler=1.0)
+    grid = InProcessGrid(crowd.app, 6, jobs=jobs, clock=clock, deadline_s=10.0, faults=faults)
+    ids = list(grid.push_messages(Message(content(), node, TRAIN) for node in grid.get_node_ids()))
+    clock.sleep(10.0)
+    assert len(list(grid.pull_messages(ids))) == 1
+    grid.close()
+    assert crowd.began == [0]
+
+
+def test_a_client_does_one_thing_after_the_other_whoever_asks_for_it() -> None:
+    """What was begun and nobody took is over, with the state it leaves, before the next begins."""
+    began, order = threading.Event(), list[str]()
+
+    def work(name: str) -> str:
+        if name == "ann 1":
+            began.wait(timeout=0.2)  # in the time of another thread it would be passed
+        order.append(name)
+        if name == "ann 2":
+            began.set()
+        return name
+
+    ahead: Ahead[str] = Ahead(2, owner=lambda name: name.split()[0])
+    assert ahead.first(["bo 1", "ann 1"], work) == "bo 1"
+    assert ahead.first(["ann 2"], work) == "ann 2"
+    assert order.index("ann 1") < order.index("ann 2")
+    ahead.close()
+
+
+def test_what_is_forgotten_has_ended() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(name: str) -> str:
+        if name == "ann":
+            begun.set()
+            ended.wait(timeout=0.2)
+            ended.set()
+        return name
+
+    ahead: Ahead[str] = Ahead(2)
+    assert ahead.first(["bo", "ann"], work) == "bo"
+    assert begun.wait(timeout=60)
+    ahead.forget("ann")
+    assert ended.is_set()
+    ahead.close()
 
 
 def test_a_failure_is_its_own_clients() -> None:
