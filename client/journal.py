@@ -16,9 +16,8 @@ from storage.whole import PRIVATE, appending
 
 MOST_JOURNAL = 2**30  # bytes: a line a round, for longer than any site lives
 PIECE = 2**14  # bytes read at a time from the end
-SEEN = (
-    2**11
-)  # last bytes of what was read, by which the file is known: more than a line, for many end alike
+# Bytes of the end of what was read, by which a file is known: more than a line, for many end alike.
+SEEN = 2**11
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,9 +49,7 @@ class Ahead(Generic[Result]):
         before = [each for other, each in self._begun.items() if self._owner(other) == owner]
 
         def in_turn(name: str) -> Result:
-            wait(
-                before
-            )  # a thread has each of them already, or has had it: threads take them in order
+            wait(before)  # threads take work in order: each of these has one, or has had it
             return work(name)
 
         return pool.submit(self._leaving.heeded, in_turn, name)

@@ -90,10 +90,8 @@ class RayClients:
         self._lost = (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError)
         self._idle: queue.Queue[Any] = queue.Queue()
         self._lock = threading.Lock()
-        self._alive, self._closed = (
-            0,
-            False,
-        )  # those that start in the place of lost ones among them
+        self._closed = False
+        self._alive = 0  # actors, those that start in the place of lost ones among them
         self._shared: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
         self._connect(address, actors)
         self.actors = actors or self._cores()
