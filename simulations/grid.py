@@ -191,14 +191,19 @@ class InProcessGrid(Grid):
             if pending.ready is None or pending.ready > now:
                 waiting.append(pending)
                 continue
-            if ready and (pending.deadline <= now or self._queue(name)[:1] != [name]):
-                # It is too late to be sure that anybody takes it; what its node was asked before is worked
-                # off when it is the first.
+            if ready and (pending.reply or not self._may_begin(name, now)):
                 continue
             ready.append(name)
             if len(ready) == self._ahead.most:
                 break
         return ready
+
+    def _may_begin(self, name: str, now: float) -> bool:
+        """Whether nobody need be the first to have it begun.
+
+        It is not too late for it to be taken, and its node has worked off what it was asked before.
+        """
+        return self._pending[name].deadline > now and self._queue(name)[:1] == [name]
 
     def _message(self, name: str) -> Message:
         message = self._pending[name].message

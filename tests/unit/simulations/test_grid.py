@@ -214,6 +214,26 @@ def test_a_slow_client_answers_later_and_the_next_message_after_it(jobs: int) ->
     assert ran == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_was_worked_off_is_not_done_again(jobs: int) -> None:
+    """Also where its reply is asked for behind another that is there."""
+    clock = VirtualClock()
+    speeds = Speeds(training_s=1.0, slowness=10.0, slow=frozenset({client_name(1)}))
+    grid, ran = grid_of(2, clock=clock, deadline_s=100.0, speeds=speeds, jobs=jobs)
+    first, second = push(grid), push(grid, round_number=2)
+    clock.sleep(30.0)
+    assert len(list(grid.pull_messages([second[1]]))) == 1
+    assert ran == [1, 1]
+    for _ in first:
+        assert len(list(grid.pull_messages(first))) == 1
+    third = push(grid, round_number=3)
+    clock.sleep(30.0)
+    for _ in third:
+        assert len(list(grid.pull_messages(third))) == 1
+    grid.close()
+    assert sorted(ran) == [0, 0, 0, 1, 1, 1]
+
+
 @pytest.mark.slow
 def test_a_thousand_clients_take_the_memory_of_a_hundred() -> None:
     script = Path(__file__).resolve().parents[3] / "benchmarks" / "grid.py"
