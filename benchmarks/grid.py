@@ -19,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.process_tree import cpu_of_tree
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 SIDE = 384
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -205,18 +207,7 @@ def over_ray(clients: int, rounds: int, folder: Path) -> dict[str, float]:
 
 def tree_cpu() -> float:
     """CPU seconds of this process and of all that it and its children have started and that still run."""
-    parents, used = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[int(entry.name)] = int(fields[1])
-                used[int(entry.name)] = int(fields[11]) + int(fields[12])
-    mine, before = {os.getpid()}, 0
-    while len(mine) != before:
-        before = len(mine)
-        mine |= {child for child, parent in parents.items() if parent in mine}
-    return sum(used[process] for process in mine if process in used) / os.sysconf("SC_CLK_TCK")
+    return sum(cpu_of_tree(os.getpid()).values())
 
 
 class ConfiguredApp:

@@ -23,7 +23,7 @@ from protocol.plan import Plan
 from protocol.secagg import client
 from protocol.secagg.contexts import session_id
 from protocol.secagg.messages import decode_round
-from protocol.secagg.primitives import Suite, client_id
+from protocol.secagg.primitives import Suite, memberid
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
 from protocol.transparency.policy import policy_of
@@ -42,7 +42,7 @@ class Clients:
         self.roster = {f"site-{number}": key for number, key in enumerate(public)}
         policy = policy_of(plan.audit).render() if plan.witnessed else ""
         self.policy = client.Policy(
-            roster={client_id(key): key for key in public},
+            roster={memberid(key): key for key in public},
             minimum=plan.least_sum,
             maximum=plan.largest_sum,
             log_policy=policy,
@@ -51,19 +51,21 @@ class Clients:
         self.masked: dict[bytes, int] = {}
         self._terms: tuple[Any, list[Any], dict[str, Any]] | None = None
 
-    def answer(self, phase: Phase, number: int, message: bytes, told: wire.Instruction) -> bytes:
+    def answer(
+        self, phase: Phase, number: int, message: bytes, instruction: wire.Instruction
+    ) -> bytes:
         """What the client says, as :mod:`client.secret` would let it."""
-        return bytes(getattr(self, f"_{phase.value}")(number, message, told))
+        return bytes(getattr(self, f"_{phase.value}")(number, message, instruction))
 
-    def _advertise(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        self._sid = session_id(told.plan_digest, message[:16])
+    def _advertise(self, number: int, message: bytes, instruction: wire.Instruction) -> bytes:
+        self._sid = session_id(instruction.plan_digest, message[:16])
         self._seq = int.from_bytes(message[16:], "big")
         self.states[number], reply = client.advertise(
             self.keys[number], sid=self._sid, seq=self._seq, random=os.urandom
         )
         return reply
 
-    def _share(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
+    def _share(self, number: int, message: bytes, instruction: wire.Instruction) -> bytes:
         self.states[number], reply = client.share(
             self.states[number],
             message,
@@ -73,8 +75,8 @@ class Clients:
         )
         return reply
 
-    def _mask(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
-        encoding, words, terms = self._of_all(len(decode_round(message)[0]), told)
+    def _mask(self, number: int, message: bytes, instruction: wire.Instruction) -> bytes:
+        encoding, words, terms = self._of_all(len(decode_round(message)[0]), instruction)
         opened = client.open_shares(self.states[number], message, terms, policy=self.policy)
         self.masked[opened.before.before.client] = number % UPDATES
         self.states[number], reply = client.mask(
@@ -87,12 +89,12 @@ class Clients:
         return reply
 
     def _of_all(
-        self, members: int, told: wire.Instruction
+        self, members: int, instruction: wire.Instruction
     ) -> tuple[Any, list[Any], dict[str, Any]]:
         """What all compute alike, once; words of each of the updates."""
         if self._terms is None:
-            encoding = encoding_for(self.plan, told, size=self.size, clients=members)
-            terms = terms_for(self.plan, told, encoding, roster_root(self.roster))
+            encoding = encoding_for(self.plan, instruction, size=self.size, clients=members)
+            terms = terms_for(self.plan, instruction, encoding, roster_root(self.roster))
             rng = np.random.default_rng(0)
             metrics = dict.fromkeys(self.plan.task.METRICS, 1.0)
             words = [
@@ -110,13 +112,13 @@ class Clients:
             self._terms = encoding, words, terms
         return self._terms
 
-    def _agree(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
+    def _agree(self, number: int, message: bytes, instruction: wire.Instruction) -> bytes:
         self.states[number], reply = client.agree_on_alive(
             self.states[number], message, key=self.keys[number], policy=self.policy
         )
         return reply
 
-    def _unmask(self, number: int, message: bytes, told: wire.Instruction) -> bytes:
+    def _unmask(self, number: int, message: bytes, instruction: wire.Instruction) -> bytes:
         state = self.states.pop(number)
         if self.plan.witnessed:
             shares = client.reveal(agree_by_log(state, message, policy=self.policy))
@@ -130,7 +132,7 @@ class Clients:
     def total(self, alive: list[bytes]) -> Any:
         """The sum of what these clients masked."""
         assert self._terms is not None
-        counts = np.bincount([self.masked[one] for one in alive], minlength=UPDATES)
+        counts = np.bincount([self.masked[member] for member in alive], minlength=UPDATES)
         words = np.stack(self._terms[1]).astype(np.uint64)
         return (counts.astype(np.uint64) @ words).astype(np.uint16)
 
@@ -141,12 +143,12 @@ def serve(pipe: Connection, document: dict[str, Any], count: int, size: int) -> 
     pipe.send(clients.roster)
     common = b""
     while request := pipe.recv():
-        phase, number, message, told = request
+        phase, number, message, instruction = request
         if phase == "total":
             pipe.send(clients.total(message))
             continue
         common = common if message is None else message
-        pipe.send(clients.answer(phase, number, common, told))
+        pipe.send(clients.answer(phase, number, common, instruction))
     usage = resource.getrusage(resource.RUSAGE_SELF)
     pipe.send((usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024))
 
@@ -196,11 +198,13 @@ class Asked:
         number, content = int(context.node_config["partition-id"]), message.content
         if number in self.gone.get(phase, ()):
             raise ConnectionError("gone")
-        told = wire.from_record(wire.Instruction, dict(content.config_records[wire.INSTRUCTION]))
+        instruction = wire.from_record(
+            wire.Instruction, dict(content.config_records[wire.INSTRUCTION])
+        )
         array = content.array_records[wire.SECAGG]["message"]
         again, self._last = array.data is self._last, array.data
         request = None if again else array.numpy().tobytes()
-        self.pipe.send((phase, number, request, told))
+        self.pipe.send((phase, number, request, instruction))
         reply: bytes = self.pipe.recv()
         text = content.config_records.get(wire.LOG, {}).get("text", "")
         self.traffic[number].down += len(array.data) + len(str(text))
@@ -208,8 +212,8 @@ class Asked:
         masked = ArrayRecord({"masked": Array(np.frombuffer(reply, np.uint8))})
         answer = RecordDict({wire.MASKED: masked})
         if phase in (Phase.ADVERTISE, Phase.UNMASK):
-            known = wire.LogText(text=Told(size=0, open=[]).encode())
-            answer[wire.LOG] = ConfigRecord(wire.to_record(known))
+            memory = wire.LogText(text=Told(size=0, open=[]).encode())
+            answer[wire.LOG] = ConfigRecord(wire.to_record(memory))
         return Message(answer, reply_to=message)
 
     def total(self, alive: list[bytes]) -> Any:

@@ -37,6 +37,21 @@ Rank = Annotated[
     ),
 ]
 
+Settings = Annotated[
+    Path | None, typer.Argument(metavar="[DEVICE.toml]", help="the device's settings")
+]
+Base = Annotated[
+    Path | None, typer.Option("--base", help="folder of a base, instead of DEVICE.toml")
+]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", help="with --base: folder of a released adapter")
+]
+Trust = Annotated[Path | None, typer.Option("--trust", help="with --base: the log's policy")]
+Threads = Annotated[
+    int, typer.Option("--threads", min=0, max=MOST_THREADS, help="with --base; 0: ORT's")
+]
+Port = Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")]
+
 
 def update(
     file: DeviceFile,
@@ -91,23 +106,13 @@ def status(file: DeviceFile, report: Report = None, as_json: Json = False) -> No
 
 
 def serve(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[DEVICE.toml]", help="the device's settings")
-    ] = None,
-    base: Annotated[
-        Path | None, typer.Option("--base", help="folder of a base, instead of DEVICE.toml")
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="with --base: folder of a released adapter")
-    ] = None,
-    trust: Annotated[
-        Path | None, typer.Option("--trust", help="with --base: the log's policy")
-    ] = None,
-    threads: Annotated[
-        int, typer.Option("--threads", min=0, max=MOST_THREADS, help="with --base; 0: ORT's")
-    ] = 0,
+    file: Settings = None,
+    base: Base = None,
+    adapter: Adapter = None,
+    trust: Trust = None,
+    threads: Threads = 0,
     rank: Rank = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="0: a free one")] = 8765,
+    port: Port = 8765,
     top: Top = 1,
     reject_below: RejectBelow = 0.0,
     as_json: Json = False,

@@ -121,8 +121,8 @@ def _nodes(coordinator: Coordinator) -> tuple[list[NodeState], list[bytes]]:
 def known_runs(coordinator: Coordinator) -> list[dict[str, Any]]:
     """Runs that were started here: ``folder``, ``name``, ``planned`` rounds, Flower's number ``run``."""
     try:
-        found = parse_json((coordinator.state / RUN_LIST).read_bytes())
-        return list(found["runs"])
+        document = parse_json((coordinator.state / RUN_LIST).read_bytes())
+        return list(document["runs"])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError):
@@ -175,8 +175,8 @@ def run_view(folder: Path, entry: dict[str, Any]) -> RunView:
 def read_outcome(folder: Path) -> dict[str, Any] | None:
     """How the run's app ended, None when it has not said."""
     try:
-        found = parse_json(read_regular(folder / "outcome.json"))
-        return found if isinstance(found.get("finished"), bool) else None
+        outcome = parse_json(read_regular(folder / "outcome.json"))
+        return outcome if isinstance(outcome.get("finished"), bool) else None
     except (OSError, ValueError, AttributeError):
         return None
 
@@ -202,20 +202,20 @@ _read: dict[Path, tuple[tuple[int, int], _Round]] = {}
 
 def _rounds(folder: Path) -> list[_Round]:
     """Of published rounds from 1 on; one that cannot be read ends the list."""
-    found = []
+    rounds = []
     paths = (folder / "rounds").glob("[0-9]*/record.json")
     for path in sorted(paths, key=lambda each: int(each.parent.name)):
         try:
             status = path.stat()
             stamp = status.st_ino, status.st_mtime_ns
-            known = _read.get(path)
-            if known is None or known[0] != stamp:
-                known = _read[path] = stamp, _round(parse_json(path.read_bytes()))
+            stamped = _read.get(path)
+            if stamped is None or stamped[0] != stamp:
+                stamped = _read[path] = stamp, _round(parse_json(path.read_bytes()))
         except (OSError, ValueError):
             break
-        if known[1].number > 0:
-            found.append(known[1])
-    return found
+        if stamped[1].number > 0:
+            rounds.append(stamped[1])
+    return rounds
 
 
 def _round(record: dict[str, Any]) -> _Round:

@@ -34,7 +34,7 @@ def by_the_log(log: Run | None, records: list[Json]) -> list[Json]:
     """The records, with the log's facts in the place of what they say of them."""
     if log is None:
         return records
-    rounds = {one.number: one for one in log.log.rounds}
+    rounds = {logged.number: logged for logged in log.log.rounds}
     privacy = _privacy(log)
     return [
         record
@@ -45,8 +45,8 @@ def by_the_log(log: Run | None, records: list[Json]) -> list[Json]:
     ]
 
 
-def _facts(log: Run, one: Round, record: Json) -> Json:
-    leaf = one.adapter.leaf
+def _facts(log: Run, logged: Round, record: Json) -> Json:
+    leaf = logged.adapter.leaf
     facts: Json = {
         "attempt": leaf.attempt,
         "void": leaf.void or None,
@@ -57,7 +57,7 @@ def _facts(log: Run, one: Round, record: Json) -> Json:
     }
     if leaf.exchange == "plain":
         return facts
-    groups = _members(log, one)
+    groups = _members(log, logged)
     used = sorted(name for names in groups.values() for name in names)
     dropped = [each for each in record["dropped"] if each["client"] not in used]
     facts |= {"used": used, "dropped": dropped}
@@ -68,30 +68,30 @@ def _facts(log: Run, one: Round, record: Json) -> Json:
     return facts
 
 
-def _members(log: Run, one: Round) -> dict[int, list[str]]:
+def _members(log: Run, logged: Round) -> dict[int, list[str]]:
     """Names of those in each group's sum, by its alive set."""
-    found: dict[int, list[str]] = {}
-    for each in one.sums:
+    names: dict[int, list[str]] = {}
+    for each in logged.sums:
         for placed in each.of(Alive)[:1]:
             try:
                 _, members = log.members(placed.index)
             except FedgeError:
                 continue  # the audit says so
             ids = map(bytes.fromhex, placed.leaf.ids)
-            found[each.group] = sorted(members.names.get(one, one.hex()) for one in ids)
-    return found
+            names[each.group] = sorted(members.names.get(client, client.hex()) for client in ids)
+    return names
 
 
 def _privacy(log: Run) -> dict[int, Json]:
     """By round, as the lines of the ledger up to it give it; nothing without noise or its accountant."""
     if not log.plan.private:
         return {}
-    lines, tally, found = deque(log.log.spent), Tally(), {}
+    lines, tally, privacy = deque(log.log.spent), Tally(), {}
     try:
-        for one in log.log.rounds:
-            while lines and lines[0].index < one.adapter.index:
+        for logged in log.log.rounds:
+            while lines and lines[0].index < logged.adapter.index:
                 tally.add(lines.popleft().leaf.entry)
-            found[one.number] = privacy_record(log.plan, tally)
+            privacy[logged.number] = privacy_record(log.plan, tally)
     except MachineError:
         return {}
-    return found
+    return privacy

@@ -24,6 +24,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.process_tree import cpu_of_tree
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 POLL_S = 0.2
@@ -46,23 +50,13 @@ class Tree:
         self._used: dict[int, float] = {}
 
     def look(self) -> None:
-        parents, used = {}, {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                with suppress(OSError):
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    parents[int(entry.name)] = int(fields[1])
-                    used[int(entry.name)] = int(fields[11]) + int(fields[12])
-        mine, before = {self._pid}, 0
-        while len(mine) != before:
-            before = len(mine)
-            mine |= {child for child, parent in parents.items() if parent in mine}
-        self._used |= {process: used[process] for process in mine if process in used}
-        self.peak = max(self.peak, sum(map(_pss, mine)))
+        used = cpu_of_tree(self._pid)
+        self._used |= used
+        self.peak = max(self.peak, sum(map(_pss, used)))
 
     @property
     def cpu(self) -> float:
-        return sum(self._used.values()) / os.sysconf("SC_CLK_TCK")
+        return sum(self._used.values())
 
 
 def _pss(process: int) -> int:

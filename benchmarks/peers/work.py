@@ -110,6 +110,13 @@ def load_state(model: Any, state: dict[str, Any]) -> None:
                 parameter.copy_(state[name])
 
 
+def _logits(model: Any, tokenizer: Any, texts: list[str], work: Work) -> Any:
+    batch = tokenizer(
+        texts, padding=True, truncation=True, max_length=work.longest, return_tensors="pt"
+    )
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
 def train_epoch(model: Any, tokenizer: Any, rows: Rows, work: Work, *, seed: int) -> float:
     """One epoch of AdamW over a client's rows; the mean loss."""
     import torch
@@ -127,14 +134,7 @@ def train_epoch(model: Any, tokenizer: Any, rows: Rows, work: Work, *, seed: int
     model.train()
     for start in range(0, len(order), work.batch):
         index = order[start : start + work.batch]
-        batch = tokenizer(
-            [texts[i] for i in index],
-            padding=True,
-            truncation=True,
-            max_length=work.longest,
-            return_tensors="pt",
-        )
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        logits = _logits(model, tokenizer, [texts[i] for i in index], work)
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor([labels[i] for i in index]))
         optimizer.zero_grad()
         loss.backward()
@@ -154,13 +154,6 @@ def accuracy(model: Any, tokenizer: Any, rows: Rows, work: Work) -> float:
     with torch.no_grad():
         for start in range(0, len(order), 64):
             index = order[start : start + 64]
-            batch = tokenizer(
-                [texts[i] for i in index],
-                padding=True,
-                truncation=True,
-                max_length=work.longest,
-                return_tensors="pt",
-            )
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            logits = _logits(model, tokenizer, [texts[i] for i in index], work)
             right += int((logits.argmax(1) == torch.tensor([labels[i] for i in index])).sum())
     return right / len(texts)

@@ -25,45 +25,49 @@ def said_of(plan: Plan, rule: AggregationRule) -> Iterator[Said]:
     if not plan.private:
         yield "note", "privacy.mechanism", "no differential privacy: the sum itself may leak", ""
         return
-    yield from _exchange(plan)
+    yield from (_distributed if plan.privacy.mechanism == "distributed" else _central)(plan)
     yield from _leaks(plan, rule)
     if plan.privacy.delta * plan.cohort.asked > 1:
         yield "warning", "privacy.delta", "delta is above 1 over the number of clients", "lower it"
 
 
-def _exchange(plan: Plan) -> Iterator[Said]:
+def _distributed(plan: Plan) -> Iterator[Said]:
+    """Of noise that clients add, each its share."""
     privacy = plan.privacy
-    if privacy.mechanism == "distributed":
-        if plan.secrecy.exchange != "secagg":
-            yield (
-                "error",
-                "privacy.mechanism",
-                "clients' shares of the noise protect a sum only",
-                'use exchange = "secagg", or mechanism = "central" for plaintext research',
-            )
-        if plan.secrecy.groups > 1 and not privacy.allow_groups:
-            yield (
-                "error",
-                "secrecy.groups",
-                f"{plan.secrecy.groups} groups have {plan.secrecy.groups**0.5:.1f} times the noise",
-                "use groups = 1, or accept it with privacy.allow_groups = true",
-            )
-        if plan.least_sum - privacy.corrupt < 2:
-            yield (
-                "error",
-                "privacy.corrupt",
-                f"a quorum of {plan.cohort.quorum} without {privacy.corrupt} corrupt clients is "
-                "fewer than two that add noise",
-                "raise the quorum",
-            )
-        if privacy.sampling:
-            yield (
-                "error",
-                "privacy.sampling",
-                "no amplification: the coordinator knows who takes part",
-                'remove it; it is for mechanism = "central"',
-            )
-        return
+    if plan.secrecy.exchange != "secagg":
+        yield (
+            "error",
+            "privacy.mechanism",
+            "clients' shares of the noise protect a sum only",
+            'use exchange = "secagg", or mechanism = "central" for plaintext research',
+        )
+    if plan.secrecy.groups > 1 and not privacy.allow_groups:
+        yield (
+            "error",
+            "secrecy.groups",
+            f"{plan.secrecy.groups} groups have {plan.secrecy.groups**0.5:.1f} times the noise",
+            "use groups = 1, or accept it with privacy.allow_groups = true",
+        )
+    if plan.least_sum - privacy.corrupt < 2:
+        yield (
+            "error",
+            "privacy.corrupt",
+            f"a quorum of {plan.cohort.quorum} without {privacy.corrupt} corrupt clients is "
+            "fewer than two that add noise",
+            "raise the quorum",
+        )
+    if privacy.sampling:
+        yield (
+            "error",
+            "privacy.sampling",
+            "no amplification: the coordinator knows who takes part",
+            'remove it; it is for mechanism = "central"',
+        )
+
+
+def _central(plan: Plan) -> Iterator[Said]:
+    """Of noise that the coordinator adds, to Poisson samples."""
+    privacy = plan.privacy
     if plan.secrecy.exchange != "plain":
         yield (
             "error",

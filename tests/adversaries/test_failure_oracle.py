@@ -26,7 +26,7 @@ from protocol.layout import Tensors
 from protocol.recipe import Recipe, initial_adapter
 from protocol.tasks.classification import METRICS
 from protocol.transparency.note import KeyType, VerifierKey
-from tests.conftest import WORDS
+from tests.tiny_model import WORDS
 from tests.unit.client.secret_cohort import Coordinator
 
 LABELS = ["light", "music", "timer"]

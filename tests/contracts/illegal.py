@@ -20,7 +20,7 @@ from protocol.plan import Plan, plan_from
 from protocol.rules import RULES
 from tests.contracts.matrix import COLUMNS, SORTS, TASKS, Reasons
 from tests.methods import adapter_of
-from tests.unit.audit.runs import small_layered
+from tests.unit.audit.small_bases import small_layered
 from tests.witnesses import witnessed_by
 
 CODES_OF_TINY = f"{'AQID' * 10}AQI="  # as many as the tiny encoder's vectors have numbers, 32
@@ -49,6 +49,7 @@ def mixes(reasons: Reasons) -> list[Mix]:
         *_members_of_hybrids(),
         *_tasks_on_bases(),
         *_secrecy(),
+        *_groups(),
         *_privacy(),
         *_heads(),
     ]
@@ -252,6 +253,18 @@ def _secrecy() -> Iterator[Mix]:
             {"cohort": {"size": 10, "spare": 5}},
         ),
         (
+            "a quorum of witnesses, no witnesses",
+            "audit.witnesses",
+            {"audit": {"witness_quorum": 1}},
+        ),
+    ]
+    for words, refused, sections in rows:
+        yield Mix(words=words, refused=refused, sections=sections)
+
+
+def _groups() -> Iterator[Mix]:
+    rows: list[tuple[str, str, dict[str, Any]]] = [
+        (
             "two groups",
             "secrecy.groups",
             {"secrecy": {"groups": 2}, "cohort": {"size": 20, "quorum": 16}},
@@ -279,11 +292,6 @@ def _secrecy() -> Iterator[Mix]:
             "a geometric median, two trimmed",
             "secrecy.trim",
             {"secrecy": {"groups": 5, "trim": 2}, "cohort": {"size": 20, "quorum": 16}},
-        ),
-        (
-            "a quorum of witnesses, no witnesses",
-            "audit.witnesses",
-            {"audit": {"witness_quorum": 1}},
         ),
     ]
     for words, refused, sections in rows:

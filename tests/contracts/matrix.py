@@ -167,8 +167,8 @@ def _joined(lines: list[str]) -> str:
 
 def main() -> None:
     """Print the page."""
-    from tests.conftest import write_tiny_source
     from tests.contracts.illegal import page, refusals
+    from tests.tiny_model import write_tiny_source
 
     with TemporaryDirectory() as folder:
         source = write_tiny_source(Path(folder) / "source")

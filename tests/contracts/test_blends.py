@@ -28,10 +28,10 @@ from protocol.errors import ArtefactError, DataError
 from protocol.manifest import BaseManifest
 from protocol.methods import METHODS
 from protocol.peft_format import EDGE_FILE, Published, to_edge
-from tests.conftest import TEXTS
 from tests.contracts.test_methods_that_write import IDS, WRITING, settings_of
 from tests.device_kinds import overwritten, released_text, seq2seq_kind
 from tests.methods import SORTING
+from tests.tiny_model import TEXTS
 from tests.unit.base_model.decoder.models import write_decoder
 
 Tensors = Mapping[str, Any]

@@ -25,10 +25,10 @@ from protocol.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from protocol.plan import Plan
 from protocol.recipe import Recipe
 from server.peft_folder import write_peft_folder
-from tests.conftest import TEXTS
 from tests.contracts.matrix import SORTS, build, plan_of
 from tests.contracts.test_matrix import ROWS, SENTENCES
 from tests.methods import adapter_of
+from tests.tiny_model import TEXTS
 
 ENCODER = {"encoder": "mlp", "encoder_width": 16}
 CELLS = [("prompt", "classification"), ("prompt", "causal-lm"), ("prefix", "causal-lm")]

@@ -26,8 +26,8 @@ from protocol.peft_opener import OPENER_FILE
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
-from tests.conftest import TEXTS
 from tests.methods import adapter_of
+from tests.tiny_model import TEXTS
 from tests.unit.client.test_programs import agree
 
 Members = list[dict[str, Any]]

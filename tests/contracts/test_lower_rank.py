@@ -36,9 +36,9 @@ from protocol.peft_format import (
     parse_release,
     render_release,
 )
-from tests.conftest import TEXTS
 from tests.device_kinds import changed_note, overwritten, released_text
 from tests.tiny_decoder import lora, write_tiny_decoder
+from tests.tiny_model import TEXTS
 
 RANK = 4  # of the adapter "a", on all linears
 TEMPERATURE = {"nll_before": 0.5, "nll_after": 0.5, "ece_before": 0.5, "ece_after": 0.5}

@@ -24,7 +24,6 @@ from protocol.errors import PlanError
 from protocol.manifest import DOCUMENTS
 from protocol.media import DRAWN, IMAGE, SOUND
 from protocol.methods import METHODS
-from tests.conftest import TEXTS
 from tests.contracts.illegal import page, plan_of_mix, refusals
 from tests.contracts.matrix import (
     BITS,
@@ -40,6 +39,7 @@ from tests.image_models import write_images
 from tests.page_models import pages, row_of
 from tests.sound_models import write_sounds
 from tests.tiers import first_and_another
+from tests.tiny_model import TEXTS
 from tests.unit.base_model.sources import WORDS_64
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -48,9 +48,9 @@ from protocol.peft_format import (
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
-from tests.conftest import TEXTS
 from tests.methods import SORTING, adapter_of, slots_on
 from tests.tiers import some_by_default
+from tests.tiny_model import TEXTS
 
 NAMES = SORTING
 # Plain factors, folded ones, those that hang on the base, products, shifts, an opener of its own, a prompt, several.

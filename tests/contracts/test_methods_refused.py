@@ -25,9 +25,9 @@ from protocol.legality import check
 from protocol.manifest import MANIFEST_NAME, FileEntry
 from protocol.methods import METHODS, REFUSED
 from storage.regular import sha256_of
-from tests.conftest import TEXTS
 from tests.contracts.test_methods import plan_of
 from tests.methods import SORTING
+from tests.tiny_model import TEXTS
 
 
 @pytest.mark.parametrize(

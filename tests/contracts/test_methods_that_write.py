@@ -37,7 +37,7 @@ from protocol.methods.base import Method
 from protocol.methods.hybrid import HybridSettings
 from protocol.peft_format import Published, from_peft, to_edge, to_peft
 from tests.methods import SETTINGS
-from tests.unit.audit.runs import small_writing
+from tests.unit.audit.small_bases import small_writing
 from tests.unit.base_model.decoder.models import (
     apart,
     float_weights,

@@ -19,8 +19,8 @@ from protocol.bitmap_form import HEAD, encode_bitmap
 from protocol.delivery import CANARY, STABLE, bitmap_name
 from protocol.errors import DeliveryError
 from protocol.peft_format import EDGE_FILE
-from tests.conftest import TEXTS
 from tests.delivery_world import NAME, World, now, refused, told_apart, update
+from tests.tiny_model import TEXTS
 
 KEEP = 0.25
 

@@ -15,10 +15,10 @@ from base_model.release import release_adapter
 from edge_runtime.base import EdgeBase
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.service import Service
-from tests.conftest import TEXTS
 from tests.delivery_world import World, update
 from tests.integration.device_load import asked, listening
 from tests.methods import SORTING
+from tests.tiny_model import TEXTS
 
 SWAPS = 100
 pytestmark = pytest.mark.slow

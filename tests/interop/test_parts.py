@@ -29,7 +29,7 @@ from tests.interop.verifier.published import edge_tensors, scales_of
 from tests.interop.verifier.ring import Exact
 from tests.interop.verifier.shares import cut_down
 from tests.interop.verifier.step import combined
-from tests.unit.audit.runs import small_manifest
+from tests.unit.audit.small_bases import small_manifest
 
 COMBINATIONS = [
     Secrecy(),

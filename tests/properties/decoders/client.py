@@ -30,7 +30,7 @@ from tests.properties.decoders.rows import (
 )
 from tests.properties.decoders.world import ENTRY, SID, World
 from tests.properties.odd_rows import parquet
-from tests.unit.audit.runs import small_manifest
+from tests.unit.audit.small_bases import small_manifest
 
 
 def client(world: World) -> dict[str, Decoder]:

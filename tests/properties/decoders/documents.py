@@ -44,7 +44,7 @@ from tests.properties.decoders.rows import (
 )
 from tests.properties.decoders.sounds import SAMPLES_OF_TESTS, SOUNDS_OF_TESTS
 from tests.properties.decoders.world import ENTRY, World
-from tests.unit.audit.runs import small_documents
+from tests.unit.audit.small_bases import small_documents
 from tests.unit.base_model.gguf.files import write_gguf
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from protocol.exchange import Phase
 from tests.unit.audit.continuing import FOUR
-from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
+from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
+from tests.unit.audit.small_bases import small_manifest
 from tests.unit.audit.withdrawing import NINE, SECTIONS, World, stopped_after
 
 EIGHT = {"size": 8, "quorum": 3, "deadline_s": 30.0}

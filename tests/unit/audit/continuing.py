@@ -18,7 +18,8 @@ from protocol.recipe import Recipe
 from protocol.rules import RULES
 from protocol.step.checkpoint import decode_checkpoint
 from tests.methods import adapter_of
-from tests.unit.audit.runs import small_manifest, small_plan
+from tests.unit.audit.runs import small_plan
+from tests.unit.audit.small_bases import small_manifest
 
 FOUR = {"size": 4, "quorum": 3, "deadline_s": 30.0}
 

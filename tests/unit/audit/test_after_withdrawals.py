@@ -17,7 +17,8 @@ from protocol.errors import ArtefactError, PlanError, ProofError, RoundError
 from protocol.plan import Plan, plan_from_text
 from protocol.transparency.submissions import encode_request, parse_request
 from server.commands import app as log_app
-from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
+from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
+from tests.unit.audit.small_bases import small_manifest
 from tests.unit.audit.test_continued_sums import killed_after_it_asked
 from tests.unit.audit.withdrawing import (
     COHORT,

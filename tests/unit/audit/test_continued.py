@@ -40,7 +40,8 @@ from tests.unit.audit.continuing import (
     one_is_away,
     vector,
 )
-from tests.unit.audit.runs import Sites, go_on, make_run, small_manifest, small_plan
+from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
+from tests.unit.audit.small_bases import small_manifest
 
 DEFAULT = {"alternating", "root", "spent", "settings"}
 

@@ -33,7 +33,8 @@ from tests.unit.audit.continuing import (
     _legal,
     _plan_after,
 )
-from tests.unit.audit.runs import make_run, small_manifest, small_plan
+from tests.unit.audit.runs import make_run, small_plan
+from tests.unit.audit.small_bases import small_manifest
 
 Damage = Callable[[Path], None]
 

@@ -33,7 +33,8 @@ from tests.unit.audit.continuing import (
     one_is_away,
     vector,
 )
-from tests.unit.audit.runs import Sites, make_run, small_manifest, small_plan
+from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.small_bases import small_manifest
 
 
 def test_sites_new_and_old_take_part(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from audit.verify import audit
 from base_model.weights_file import tensor_entry
 from protocol.manifest import Manifest, fingerprint_of
 from tests.interop.released import drawn, release
-from tests.unit.audit.runs import make_run, small_manifest
+from tests.unit.audit.runs import make_run
+from tests.unit.audit.small_bases import small_manifest
 
 DORA = {"method": "dora", "rank": 2, "alpha": 4.0, "targets": ["query"]}
 TENSORS = {

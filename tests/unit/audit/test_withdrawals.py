@@ -28,7 +28,8 @@ from server.inbox import leave_request
 from server.store import RunStore
 from tests.adversaries.forger import Forger, linked
 from tests.interop.verifier.run import verify_run
-from tests.unit.audit.runs import Sites, make_run, small_manifest, small_plan
+from tests.unit.audit.runs import Sites, make_run, small_plan
+from tests.unit.audit.small_bases import small_manifest
 from tests.unit.audit.test_order import Local
 from tests.unit.audit.withdrawing import (
     COHORT,

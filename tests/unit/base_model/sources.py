@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from tests.conftest import WORDS
+from tests.tiny_model import WORDS
 
 FAMILIES = (
     *("bert", "distilbert", "roberta", "xlm-roberta"),

@@ -37,8 +37,8 @@ from protocol.peft_format import EDGE_FILE, slots_of
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rules import RULES
-from tests.conftest import TEXTS
 from tests.tiers import one_by_default
+from tests.tiny_model import TEXTS
 from tests.unit.base_model.sources import FAMILIES, write_source
 
 PLACES = ("houlsby", "pfeiffer", "parallel", "embeddings")

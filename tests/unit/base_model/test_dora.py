@@ -29,10 +29,10 @@ from protocol.methods import METHODS
 from protocol.peft_format import EDGE_FILE, Published, published_as, to_edge
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
-from tests.conftest import TEXTS, write_tiny_source
 from tests.methods import adapter_of, slots_on
 from tests.tiers import one_by_default
-from tests.unit.audit.runs import small_manifest
+from tests.tiny_model import TEXTS, write_tiny_source
+from tests.unit.audit.small_bases import small_manifest
 from tests.unit.client.test_programs import agree
 
 PATH = "m.0.query"

@@ -25,8 +25,8 @@ from base_model.verify import read_manifest
 from base_model.weights_file import WEIGHTS
 from protocol.forms import SCALE, SHIFT
 from protocol.manifest import Manifest
-from tests.conftest import write_tiny_source
 from tests.tiers import one_by_default
+from tests.tiny_model import write_tiny_source
 from tests.unit.base_model.sources import FAMILIES, write_source
 
 ENDS = (SCALE, SHIFT)

@@ -15,7 +15,8 @@ from protocol.plan import plan_from, plan_from_text
 from protocol.privacy.accounting import Spent, epsilon
 from protocol.privacy.planned import mechanism_of, planned_epsilon, round_sizes
 from protocol.recipe import Recipe
-from tests.unit.audit.runs import PLAN, small_manifest, small_plan
+from tests.unit.audit.runs import PLAN, small_plan
+from tests.unit.audit.small_bases import small_manifest
 
 LONG = "9" * 5000
 

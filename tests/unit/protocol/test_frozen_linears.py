@@ -18,7 +18,7 @@ from protocol.codes import quantise
 from protocol.errors import ArtefactError, MachineError
 from protocol.frozen_linears import StoredLinears
 from protocol.manifest import Linear
-from tests.unit.audit.runs import small_manifest
+from tests.unit.audit.small_bases import small_manifest
 
 PATH = "m.0.query"
 

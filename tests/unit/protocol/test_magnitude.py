@@ -18,7 +18,7 @@ from protocol.magnitude import kept_count, largest_alone, pruned
 from protocol.peft_format import Published, to_edge
 from protocol.plan import plan_from, plan_from_text
 from protocol.recipe import Recipe
-from tests.unit.audit.runs import small_manifest
+from tests.unit.audit.small_bases import small_manifest
 from tests.unit.published_vectors import load
 
 SHARES = st.floats(1e-3, 1.0)

@@ -24,7 +24,7 @@ from protocol.rows import media, sounds
 from protocol.rows.media import read_file, read_inputs, read_media_paths
 from protocol.rows.sounds import SUBFORMAT, SoundCodec, read_wav
 from tests.sound_models import RATE, riff, tone, wav
-from tests.unit.audit.runs import small_media
+from tests.unit.audit.small_bases import small_media
 
 SHORT: dict[str, Any] = {
     **{"kind": "whisper-log-mel", "rate": RATE, "seconds": 1, "window": 400, "hop": 160},

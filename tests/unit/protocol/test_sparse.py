@@ -17,7 +17,7 @@ from protocol.manifest import BaseManifest
 from protocol.methods.sparse import Sparse, SparseSettings, is_selection, selection
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
-from tests.unit.audit.runs import small_manifest
+from tests.unit.audit.small_bases import small_manifest
 
 ROWS = 3
 MANIFEST = small_manifest()

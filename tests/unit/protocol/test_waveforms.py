@@ -26,7 +26,7 @@ from protocol.rows.sounds import WaveformCodec
 from protocol.waveform import waveform
 from protocol.waveform_manifest import Waveform, WaveformManifest
 from tests.sound_models import RATE, wav
-from tests.unit.audit.runs import small_media
+from tests.unit.audit.small_bases import small_media
 
 SHORT: dict[str, Any] = {
     **{"kind": "wav2vec2-samples", "rate": 1000, "seconds": 1},
