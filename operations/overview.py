@@ -211,7 +211,7 @@ def _rounds(folder: Path) -> list[_Round]:
             stamped = _read.get(path)
             if stamped is None or stamped[0] != stamp:
                 stamped = _read[path] = stamp, _round(parse_json(path.read_bytes()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, or no record at all
             break
         if stamped[1].number > 0:
             rounds.append(stamped[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from pathlib import Path
 
+from protocol.errors import ArtefactError
 from protocol.privacy.ledger import Entry, Tally, parse_entries
 from storage.regular import open_regular
 from storage.whole import appending
@@ -41,6 +42,10 @@ class RunLedger:
                 return file.read().decode("utf-8")
         except FileNotFoundError:
             return ""
+        except UnicodeDecodeError:
+            raise ArtefactError(
+                f"{self._path} is no text", "restore the ledger; without it no privacy is spent"
+            ) from None
 
     def _parsed(self, text: str) -> list[Entry]:
         return parse_entries(text, source=str(self._path))

@@ -255,3 +255,14 @@ def test_an_overview_reads_a_record_once_and_rounds_in_their_order(
     publish(9999, 4, 0.5)  # put back, or another run in this folder
     again = run_view(tmp_path, entry)
     assert (again.rounds, again.replies, len(read)) == (3, 10, 2)
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"round": 1, "used": 3}', "\udcff"])
+def test_a_record_that_cannot_be_read_ends_the_overview_of_its_run(
+    tmp_path: Path, damaged: str
+) -> None:
+    entry = {"folder": str(tmp_path), "name": "t", "planned": 3, "run": 1}
+    folder = tmp_path / "rounds" / "0001"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_bytes(damaged.encode("utf-8", "surrogateescape"))
+    assert run_view(tmp_path, entry).rounds == 0
