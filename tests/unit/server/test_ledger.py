@@ -21,14 +21,14 @@ def entry(number: int, sequence: int) -> Entry:
         attempt=1,
         participants=["a", "b"],
         mechanism="distributed",
-        clip=1.0,
-        noise_multiplier=1.0,
+        clip="1.0",
+        noise_multiplier="1.0",
         honest=2,
-        grid=0.1,
-        noise=1.0,
+        grid="0.1",
+        noise="1.0",
         size=3,
-        rho=0.5,
-        xi=0.25,
+        rho="0.5",
+        xi="0.25",
     )
 
 
