@@ -21,14 +21,14 @@ def entry(number: int, sequence: int) -> Entry:
         attempt=1,
         participants=["a", "b"],
         mechanism="distributed",
-        clip="1.0",
-        noise_multiplier="1.0",
+        clip=(1.0).hex(),
+        noise_multiplier=(1.0).hex(),
         honest=2,
-        grid="0.1",
-        noise="1.0",
+        grid=(0.1).hex(),
+        noise=(1.0).hex(),
         size=3,
-        rho="0.5",
-        xi="0.25",
+        rho=(0.5).hex(),
+        xi=(0.25).hex(),
     )
 
 
