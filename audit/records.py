@@ -201,8 +201,10 @@ class RecordCheck:
                 f"{name}: {len(record['expected'])} were asked, the plan asks {plan.cohort.asked}"
             )
         unawaited = sum(entry.get("reason") == UNAWAITED for entry in record["dropped"])
+        # Of a group: in clear an attempt that failed before has the number of the one that did not, 0.
         whole = not self._leaf.void and not any(
-            abort.leaf.seq == self._leaf.seq for abort in self._round.aborts
+            abort.leaf.group is not None and abort.leaf.seq == self._leaf.seq
+            for abort in self._round.aborts
         )
         if unawaited and (not plan.cohort.spare or (whole and len(used) < plan.cohort.size)):
             raise _bad(

@@ -98,16 +98,21 @@ def test_an_auditor_accepts_such_a_run(run: Path) -> None:
     ("changed", "fault"),
     [
         ({"used": 8}, "were not waited for, with 8 updates"),
+        ({"used": 8, "failed": 1}, "were not waited for, with 8 updates"),
         ({"asked": 13}, "13 were asked, the plan asks 12"),
     ],
 )
 def test_an_auditor_faults_a_record_of_another_rule(
     run: Path, tmp_path: Path, changed: dict[str, int], fault: str
 ) -> None:
-    """In clear, where nothing but the record says who was used."""
-    folder = make_run(
-        tmp_path / "run", count=12, rounds=1, cohort=TWELVE, speeds=speeds(*SLOW), **PLAIN
-    )
+    """In clear, where nothing but the record says who was used; also after an attempt that failed."""
+
+    def gone(number: int, attempt: int, phase: Phase, site: int) -> bool:
+        return attempt <= changed.get("failed", 0) and site < 6
+
+    sections = {"count": 12, "rounds": 1, "cohort": TWELVE, "speeds": speeds(*SLOW)} | PLAIN
+    folder = make_run(tmp_path / "run", lost=gone, **sections)
+    assert not audit(Folder(folder), Trust()).failed
     forger = Forger(folder)
     path = folder / "rounds/0001/record.json"
     record = json.loads(path.read_text())
