@@ -204,7 +204,10 @@ def _rounds(folder: Path) -> list[_Round]:
     """Of published rounds from 1 on; one that cannot be read ends the list."""
     rounds = []
     paths = (folder / "rounds").glob("[0-9]*/record.json")
-    for path in sorted(paths, key=lambda each: int(each.parent.name)):
+    numbered = [
+        path for path in paths if path.parent.name.isdecimal()
+    ]  # no copy of a round beside it
+    for path in sorted(numbered, key=lambda each: int(each.parent.name)):
         try:
             status = path.stat()
             stamp = status.st_ino, status.st_mtime_ns

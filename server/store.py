@@ -217,8 +217,9 @@ class RunStore:
 
     def batches(self) -> list[Path]:
         """Where leaves may lie that are not in the log's tiles yet."""
-        found = self._rounds.glob(f"[0-9]*/{BATCH}")
-        return sorted(found, key=lambda path: int(path.parent.name))
+        paths = self._rounds.glob(f"[0-9]*/{BATCH}")
+        of_rounds = [path for path in paths if ROUND.fullmatch(path.parent.name)]
+        return sorted(of_rounds, key=lambda path: int(path.parent.name))
 
     def drop_vectors(self, number: int) -> None:
         """Delete a round's masked vectors."""

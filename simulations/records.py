@@ -30,7 +30,10 @@ def round_records(run: Path) -> list[dict[str, Any]]:
     """Records of all published rounds from 1 on, in order."""
     found = []
     paths = (run / ROUNDS).glob(f"[0-9]*/{RECORD}")
-    for path in sorted(paths, key=lambda each: int(each.parent.name)):
+    numbered = [
+        path for path in paths if path.parent.name.isdecimal()
+    ]  # no copy of a round beside it
+    for path in sorted(numbered, key=lambda each: int(each.parent.name)):
         record = read_json(path)
         if record["round"] > 0:
             found.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -241,6 +242,7 @@ def test_an_overview_reads_a_record_once_and_rounds_in_their_order(
 
     for number, used in ((0, 0), (9999, 3), (10_000, 5)):
         publish(number, used, number / 10_000)
+    shutil.copytree(tmp_path / "rounds/9999", tmp_path / "rounds/9999.copy")  # an operator's
     seen = run_view(tmp_path, entry)
     assert (seen.rounds, seen.replies, seen.drops, seen.failures) == (2, 8, 2, 2)
     assert (seen.clipped, seen.epsilon, seen.last_round_at) == (1.0, 5.0, 10_000.0)

@@ -27,6 +27,7 @@ from server.app import make_app
 from server.store import RunStore
 from simulations.clock import VirtualClock
 from simulations.grid import InProcessGrid
+from simulations.records import round_records
 
 MakePlan = Callable[..., Plan]
 KEYS = {
@@ -213,3 +214,17 @@ def test_the_app_refuses_what_is_not_there(started: App, config: Any, kind: Any)
     with pytest.raises(kind):
         started.start(**config)
     assert not (started.folder / "run").exists()
+
+
+def test_a_copy_of_a_round_beside_it_is_none_of_the_run(tmp_path: Path) -> None:
+    rounds = tmp_path / "run/rounds"
+    for name in ("9999", "10000", "9999.copy", "10000 (1)"):
+        (rounds / name).mkdir(parents=True)
+        (rounds / name / "log.batch").write_text("{}")
+        (rounds / name / "record.json").write_text('{"round": 1}')
+    store = RunStore(tmp_path / "run")
+    try:
+        assert [path.parent.name for path in store.batches()] == ["9999", "10000"]
+    finally:
+        store.close()
+    assert len(round_records(tmp_path / "run")) == 2
