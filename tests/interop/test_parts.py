@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edge_runtime.edge_adapter import write_edge_adapter
 from protocol.encoding import canonical_json
 from protocol.frozen_linears import StoredLinears
+from protocol.legality_of_secrecy import most_lost, said_of_secrecy
 from protocol.magnitude import largest_alone
 from protocol.methods import METHODS
 from protocol.peft_format import Published, to_edge
@@ -21,7 +22,7 @@ from protocol.privacy.distributed import Mechanism
 from protocol.secagg.packing import pack
 from protocol.secagg.ring import Ring
 from protocol.step.robust import robust_mean
-from tests.interop.verifier.basics import canonical
+from tests.interop.verifier.basics import canonical, largest_sum, opens_without
 from tests.interop.verifier.documents import Documents
 from tests.interop.verifier.masks import unpack
 from tests.interop.verifier.noise import Noise
@@ -29,6 +30,7 @@ from tests.interop.verifier.published import edge_tensors, scales_of
 from tests.interop.verifier.ring import Exact
 from tests.interop.verifier.shares import cut_down
 from tests.interop.verifier.step import combined
+from tests.unit.audit.runs import small_plan
 from tests.unit.audit.small_bases import small_manifest
 
 COMBINATIONS = [
@@ -195,3 +197,26 @@ def test_what_is_kept_of_an_adapter(numbers: list[float], keep: float) -> None:
     mine = cut_down(documents, {"m.lora_A": values, "classifier.bias": values})
     assert mine["m.lora_A"].tobytes() == largest_alone(values, keep).tobytes()
     assert mine["classifier.bias"].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("clients", [*range(3, 132), 200, 333])
+def test_how_many_a_sum_opens_without(clients: int) -> None:
+    assert opens_without(clients) == most_lost(clients)
+
+
+@pytest.mark.parametrize(("size", "groups"), [(9, 1), (12, 3), (20, 3), (100, 1), (150, 1)])
+def test_which_plans_have_too_many_to_spare(size: int, groups: int) -> None:
+    taken = []
+    for spare in range(1, size):
+        cohort = {"size": size, "quorum": size, "spare": spare}
+        secrecy = {"exchange": "secagg", "groups": groups}
+        plan, _ = small_plan(cohort=cohort, secrecy=secrecy)
+        errors = [field for kind, field, *_ in said_of_secrecy(plan) if kind == "error"]
+        try:
+            largest_sum(plan.model_dump(mode="json"))
+        except AssertionError:
+            assert "cohort.spare" in errors
+        else:
+            assert "cohort.spare" not in errors
+            taken.append(spare)
+    assert 0 < len(taken) < size - 1

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -96,6 +98,21 @@ def halved(parts: Any) -> Any:
 
 def largest_sum(plan: Mapping[str, Any]) -> int:
     """The largest number of clients in a sum; a plan without clients to spare says nothing of them. (P-1.2, P-6.7)"""
-    spare = int(plan["cohort"].get("spare", 0))
+    spare, size = int(plan["cohort"].get("spare", 0)), int(plan["cohort"]["size"])
     assert ("spare" in plan["cohort"]) == (spare > 0)
-    return -(-(int(plan["cohort"]["size"]) + spare) // int(plan["secrecy"]["groups"]))
+    most = -(-(size + spare) // int(plan["secrecy"]["groups"]))
+    assert not spare or most + -most * size // (size + spare) <= opens_without(most)
+    return most
+
+
+@cache
+def opens_without(clients: int) -> int:
+    """P-4.5: how many of a sum's clients it may close without."""
+    if clients <= 128:
+        return clients - 2 - 2 * (clients - 1) // 3
+    for lost in range(clients - 2 * clients // 3):
+        others = range(27, 81)
+        ways = sum(comb(lost, i) * comb(clients - 1 - lost, 80 - i) for i in others)
+        if 100 * clients * ways > comb(clients - 1, 80):
+            return lost - 1
+    return clients - 2 * clients // 3 - 1

@@ -354,6 +354,7 @@ class Sum:
             return {}
         name = f"rounds/{opened['round']:04d}/sums/{opened['group']}.boxes.json"
         data = (self.documents.run / name).read_bytes()
+        assert len(data) <= 2**28
         entries = json.loads(data)
         assert (sha256(data), canonical(entries)) == (digest, data)
         found = {}
