@@ -16,12 +16,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from protocol import wire
 from protocol.errors import ArtefactError, PrivacyError, RoundError, UpdateError
 from protocol.exchange import Aggregate, Phase
+from protocol.privacy.ledger import Entry
 from protocol.privacy.record import privacy_record
 from protocol.step.state import State, apply_mean
 from server.asking import Missing, ask
 from server.budget import entry_for, exhausted
 from server.owing import Debt
-from server.publishing import Published
+from server.publishing import Published, spent_leaf
 from server.roster import DETAIL, Roster
 from server.rounds import (
     Collecting,
@@ -73,6 +74,8 @@ class Attempt:
         self._exchange = setting.exchange(self._layout.size)
         self._replies = setting.store.replies(number)
         self._bytes_up = 0
+        if self._central:
+            self._verify_room()
 
     def _open(self) -> Record:
         names, quorum = list(self._roster.nodes), self._plan.cohort.quorum
@@ -138,18 +141,39 @@ class Attempt:
     ) -> None:
         """Into the ledger, before the sum can be known."""
         if self._plan.private:
-            entry = entry_for(
-                self._plan,
-                digest=self._setting.plan_digest,
-                run=run,
-                sequence=sequence,
-                group=group,
-                number=self._number,
-                attempt=self._attempt,
-                participants=participants,
-                size=self._layout.size,
-            )
+            entry = self._entry(participants, run=run, sequence=sequence, group=group)
             self._store.ledger.spend(entry)
+
+    def _entry(
+        self, participants: Iterable[str], *, run: str = "", sequence: int = 0, group: int = 0
+    ) -> Entry:
+        return entry_for(
+            self._plan,
+            digest=self._setting.plan_digest,
+            run=run,
+            sequence=sequence,
+            group=group,
+            number=self._number,
+            attempt=self._attempt,
+            participants=participants,
+            size=self._layout.size,
+        )
+
+    def _verify_room(self) -> None:
+        """A leaf has room for what a sum of all who were drawn spends. Raises PrivacyError, in time.
+
+        The sample stands, also for who resumes: another in its place would be another sampling.
+        """
+        entry = self._entry(self._collecting.expected, sequence=self._number_of_sum)
+        try:
+            spent_leaf(self._setting.log, entry)
+        except ValueError:
+            raise PrivacyError(
+                f"round {self._number}: one leaf of the run's log has no room for the names of the "
+                f"{len(entry.participants)} clients that were drawn",
+                f"the adapter of round {self._number - 1} stands; in a new plan take a smaller "
+                "privacy.sampling, or enrol clients under shorter names",
+            ) from None
 
     # -- collecting -------------------------------------------------------------------------------
 

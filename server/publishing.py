@@ -11,6 +11,7 @@ from protocol.errors import ProofError
 from protocol.manifest import MANIFEST_NAME
 from protocol.merkle import merkle_root
 from protocol.plan import Plan
+from protocol.privacy.ledger import Entry
 from protocol.secagg.witnessed import encode_by_log
 from protocol.transparency.leaf_codec import decode_leaf, sha256
 from protocol.transparency.leaves import (
@@ -170,11 +171,13 @@ def roster_leaves(log: RunLog, store: RunStore, roster: Mapping[str, bytes]) -> 
 
 def spent_leaves(log: RunLog, store: RunStore) -> list[bytes]:
     """Every line of the privacy ledger that is not logged yet."""
-    entries = store.ledger.since(log.count(Spent))
-    return [
-        log.write(Spent(entry=entry), {"privacy.jsonl": sha256(canonical_json(entry.model_dump()))})
-        for entry in entries
-    ]
+    return [spent_leaf(log, entry) for entry in store.ledger.since(log.count(Spent))]
+
+
+def spent_leaf(log: RunLog, entry: Entry) -> bytes:
+    """A line of the privacy ledger. Raises ValueError where its names have no room in a leaf. (P-8.5)"""
+    subject = {"privacy.jsonl": sha256(canonical_json(entry.model_dump()))}
+    return log.write(Spent(entry=entry), subject)
 
 
 def abort_leaf(
