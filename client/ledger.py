@@ -20,11 +20,12 @@ class Account:
     def __init__(self) -> None:
         self.plans: dict[str, Tally] = {}
         self.whole = Spent()
+        self.count = 0
 
     def add(self, entry: Entry) -> None:
         """One more."""
         self.plans.setdefault(entry.plan, Tally()).add(entry)
-        self.whole = self.whole + entry.spent
+        self.whole, self.count = self.whole + entry.spent, self.count + 1
 
 
 Allowed = Callable[[Account], None]
@@ -72,7 +73,8 @@ class FileLedger:
         same, new, after = self._journal.since(mark)
         if not same:
             account = Account()
-        for entry in parse_entries("\n".join(new), source=str(self._journal.path)):
+        text, first = "".join(f"{line}\n" for line in new), account.count + 1
+        for entry in parse_entries(text, source=str(self._journal.path), first=first):
             account.add(entry)
         with _turn:
             _accounts[path] = after, account

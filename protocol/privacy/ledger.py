@@ -101,10 +101,10 @@ def central_numbers(privacy: Privacy, size: int) -> dict[str, object]:
     }
 
 
-def parse_entries(text: str, *, source: str) -> list[Entry]:
-    """A ledger's lines. Raises ArtefactError that names the line."""
+def parse_entries(text: str, *, source: str, first: int = 1) -> list[Entry]:
+    """A ledger's lines from the ``first`` on, counted from 1. Raises ArtefactError that names the line."""
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=first):
         try:
             entries.append(json_as(Entry, line))
         except OddError:

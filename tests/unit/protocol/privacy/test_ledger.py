@@ -21,6 +21,7 @@ from protocol.privacy.ledger import (
     verify_affordable,
 )
 from protocol.start import SpentBefore
+from server.ledger import RunLedger
 
 NOISE = Mechanism(size=100, clip=1.0, multiplier=4.0, honest=8, summands=10, rotation=bytes(32))
 
@@ -132,9 +133,13 @@ def test_a_file_keeps_every_entry_and_for_its_owner_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("line", ["{}", "not json", '{"format": 2}', ""])
 def test_a_damaged_ledger_is_not_an_empty_one(tmp_path: Path, line: str) -> None:
     path = tmp_path / "ledger.jsonl"
-    path.write_text(entry(1, "a").model_dump_json() + "\n" + line + "\n")
-    with pytest.raises(ArtefactError, match="line 2"):
-        FileLedger(path).entries()
+    path.write_text(entry(1, "a").model_dump_json() + "\n")
+    FileLedger(path).account()
+    with path.open("a") as file:
+        file.write(line + "\n")
+    for read in (FileLedger(path).entries, FileLedger(path).account, lambda: RunLedger(path)):
+        with pytest.raises(ArtefactError, match="line 2"):
+            read()
 
 
 def test_a_ledger_that_cannot_be_written_stops_the_reveal(tmp_path: Path) -> None:
