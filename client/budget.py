@@ -23,7 +23,9 @@ def verify_budget(plan: Plan, digest: str, name: str, cost: Spent, account: Acco
     mine = account.plans.get(digest, Tally())
     verify_affordable(mine, name, plan.privacy, cost, plan.spent_before)
     if plan.start is not None:
-        earlier = (account.plans.get(each, Tally()) for each in {*plan.start.plans} - {digest})
+        earlier = (
+            account.plans.get(each, Tally()) for each in sorted({*plan.start.plans} - {digest})
+        )
         own = reduce(Tally.plus, earlier, mine)
         any_number = plan.privacy.model_copy(update={"rounds_per_client": 0})
         verify_affordable(own, name, any_number, cost)
