@@ -9,7 +9,8 @@ the in-process grid gives every client of a round the same objects.
 
 Settings come from ``node_config`` (this machine) or else ``run_config`` (the run): ``plan`` (a
 TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a path with
-``{partition}``), ``threads`` (0 = the engine's default). ``node_config`` alone has ``data-path``,
+``{partition}``), ``threads`` (0 = the engine's default), ``expand-mib`` (memory for frozen weights as
+floats, with which steps of few rows are fast). ``node_config`` alone has ``data-path``,
 ``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
 ``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
 fingerprint is fetched from), ``base-cache``, ``controls`` (a folder of control variates) and ``sessions``

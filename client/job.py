@@ -14,6 +14,7 @@ from client.settings import (
     client_name,
     controls_path,
     data_path,
+    expand_mib_of,
     path_of,
     plan_at,
     plan_of,
@@ -36,6 +37,7 @@ rows_cache = RowsCache()
 class Job:
     """Whose part of a round: plan file, base folder, file of rows; ``threads`` 0 is the engine's default.
 
+    ``expand_mib``: memory for frozen weights as floats (:func:`client.engine.choice.engine_for`).
     ``programs``: where programs are kept when they cannot be beside the base. ``controls``: the folder of
     control variates, where the plan asks for them.
     """
@@ -45,6 +47,7 @@ class Job:
     base: Path
     data: Path
     threads: int = 0
+    expand_mib: int = 0
     programs: Path | None = None
     controls: Path | None = None
 
@@ -58,6 +61,7 @@ def job_of(context: Context) -> Job:
         base=base_of(context),
         data=data_path(context),
         threads=threads_of(context),
+        expand_mib=expand_mib_of(context),
         programs=programs_path(context),
         controls=controls_path(context) if asked else None,
     )
@@ -95,4 +99,10 @@ def worker_of(job: Job) -> Worker:
     """What trains it: base and program are opened and verified, no row is read. Raises as Worker does."""
     from client.worker import Worker
 
-    return Worker(plan_at(job.plan), job.base, threads=job.threads, programs=job.programs)
+    return Worker(
+        plan_at(job.plan),
+        job.base,
+        threads=job.threads,
+        programs=job.programs,
+        expand_mib=job.expand_mib,
+    )

@@ -15,7 +15,7 @@ from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.plan import Plan, plan_from_text
 from protocol.secagg.roster import parse_roster
-from protocol.section import MOST_THREADS
+from protocol.section import MOST_MEMORY, MOST_THREADS
 from storage.regular import read_settings_text
 
 if TYPE_CHECKING:
@@ -168,10 +168,19 @@ def data_path(context: Context) -> Path:
 
 def threads_of(context: Context) -> int:
     """``threads``; 0 leaves it to the engine. Raises MachineError beyond what machines have."""
-    value = _setting(context, "threads") or "0"
-    known = value.isascii() and value.isdigit() and len(value) <= len(str(MOST_THREADS))
-    if not known or int(value) > MOST_THREADS:
-        raise MachineError(f"`threads` is {value[:20]!r}", f"0 to {MOST_THREADS}")
+    return _count(context, "threads", MOST_THREADS)
+
+
+def expand_mib_of(context: Context) -> int:
+    """``expand-mib``: memory for frozen weights that are expanded once. Raises MachineError."""
+    return _count(context, "expand-mib", MOST_MEMORY)
+
+
+def _count(context: Context, name: str, most: int) -> int:
+    value = _setting(context, name) or "0"
+    known = value.isascii() and value.isdigit() and len(value) <= len(str(most))
+    if not known or int(value) > most:
+        raise MachineError(f"`{name}` is {value[:20]!r}", f"0 to {most}")
     return int(value)
 
 

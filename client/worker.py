@@ -43,6 +43,7 @@ class Worker:
         threads: int = 0,
         programs: Path | None = None,
         parts: Iterable[Parts] | None = None,
+        expand_mib: int = 0,
     ) -> None:
         """Use the base at ``base_folder``; the others as :func:`client.engine.choice.engine_for`.
 
@@ -56,7 +57,12 @@ class Worker:
         self.recipe = Recipe(plan=plan, manifest=self.manifest)
         verify_fits(self.recipe)
         self.engine = engine_for(
-            self.recipe, self._base, threads=threads, programs=programs, parts=parts
+            self.recipe,
+            self._base,
+            threads=threads,
+            programs=programs,
+            parts=parts,
+            expand_mib=expand_mib,
         )
 
     def encode(self, rows: Rows) -> Examples:

@@ -143,6 +143,7 @@ def _measured(experiment: Experiment, assumed: Assumed) -> Checked:
     """Prepare the run in a folder of its own, time steps, and remove the folder."""
     from client.worker import Worker
     from simulations.forecasts import forecast_run
+    from simulations.jobs import EXPAND_MIB
     from simulations.prepare import BASES, prepare
     from simulations.progress import NoProgress
 
@@ -153,7 +154,7 @@ def _measured(experiment: Experiment, assumed: Assumed) -> Checked:
             experiment, out, resume=False, progress=NoProgress(), cache=(RUNS / BASES).resolve()
         )
         plan, sizes = prepared.plan, prepared.sizes
-        pace, seconds = forecast_run(prepared, Worker(plan, prepared.base))
+        pace, seconds = forecast_run(prepared, Worker(plan, prepared.base, expand_mib=EXPAND_MIB))
     findings = [
         *prepared.warnings,
         *(f for f in check(plan, prepared.manifest) if f.severity == "note"),

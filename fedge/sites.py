@@ -13,7 +13,7 @@ import typer
 
 from client.commands import app
 from protocol.errors import MachineError
-from protocol.section import MOST_THREADS
+from protocol.section import MOST_MEMORY, MOST_THREADS
 from storage.regular import read_regular
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ def enrol(
     threads: Annotated[
         int, typer.Option("--threads", min=0, max=MOST_THREADS, help="0: as many as it has cores")
     ] = 0,
+    expand_mib: Annotated[
+        int,
+        typer.Option(
+            "--expand-mib",
+            min=0,
+            max=MOST_MEMORY,
+            help="memory for the model's weights as floats, with which steps of few rows take half the time",
+        ),
+    ] = 0,
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="on loopback; a free one")
     ] = None,
@@ -58,7 +67,14 @@ def enrol(
     sources = [
         mirror if "://" in mirror else str(Path(mirror).resolve()) for mirror in mirrors or []
     ]
-    work = Work(data=paths[0], plan=paths[1], base=place, mirrors=sources, threads=threads)
+    work = Work(
+        data=paths[0],
+        plan=paths[1],
+        base=place,
+        mirrors=sources,
+        threads=threads,
+        expand_mib=expand_mib,
+    )
     site = make_site(
         folder,
         name,

@@ -17,6 +17,7 @@ from operations.flower import ROOT
 from operations.folders import free_port
 from operations.proxies import spare_loopback
 from protocol.errors import FedgeError, MachineError
+from simulations.jobs import EXPAND_MIB
 
 COMMAND_S, ONLINE_S = 1800.0, 180.0
 Say = Callable[[str], None]
@@ -90,6 +91,7 @@ class Consortium:
         folder.parent.mkdir(exist_ok=True)
         fedge(
             *("client", "enrol", folder, "--name", name, "--threads", "1", "--json"),
+            *("--expand-mib", str(EXPAND_MIB)),  # as in a simulation: its adapter is compared with
             *("--invitation", self.coordinator / "invitation.json"),
             *("--data", self.simulated / "clients" / f"{name}.jsonl"),
             *("--plan", self.plan, "--base", self.base),

@@ -50,7 +50,7 @@ from protocol.enrolment import NAME, NAME_FORM, make_request
 from protocol.errors import ArtefactError, MachineError, PlanError
 from protocol.plan import Plan, plan_from_text
 from protocol.recipe import Recipe
-from protocol.section import MOST_THREADS
+from protocol.section import MOST_MEMORY, MOST_THREADS
 from storage.regular import read_settings_text
 from storage.whole import PRIVATE, write_whole
 
@@ -70,6 +70,7 @@ class Work(Section):
     base: str = ""  # a folder, or a fingerprint that is fetched from the mirrors
     mirrors: list[str] = Field(default_factory=list)
     threads: int = Field(default=0, ge=0, le=MOST_THREADS)
+    expand_mib: int = Field(default=0, ge=0, le=MOST_MEMORY)
     max_epsilon: float | None = Field(default=None, gt=0)
 
 
@@ -238,6 +239,7 @@ class Site:
             if '"' in str(path) or "\\" in str(path):
                 raise MachineError(f"`{name}`: {path} has a quote in it", "use another path")
         settings = [f'client-id="{self.settings.name}"', f"threads={work.threads}"]
+        settings.append(f"expand-mib={work.expand_mib}")
         settings += [f'{name}="{path}"' for name, path in paths.items()]
         if work.max_epsilon is not None:
             settings.append(f'max-epsilon="{work.max_epsilon!r}"')
@@ -332,6 +334,7 @@ def _config(name: str, port: int, work: Work) -> str:
         f"base = {toml_text(work.base)}   # the model: a folder, or a fingerprint to be fetched",
         f"mirrors = [{', '.join(map(toml_text, work.mirrors))}]   # folders and addresses to fetch it from",
         f"threads = {work.threads}            # 0: as many as there are cores",
+        f"expand_mib = {work.expand_mib}   # memory for weights as floats: faster steps of few rows",
     ]
     if work.max_epsilon is not None:
         lines.append(f"max_epsilon = {work.max_epsilon!r}   # over all runs, at delta 1e-6")

@@ -15,6 +15,7 @@ from client.worker import Worker
 from protocol.layout import Tensors
 from protocol.plan import Plan
 from simulations.files import read_json, write_json
+from simulations.jobs import EXPAND_MIB
 from simulations.scores import save_scores, verify_finite
 from simulations.tasks import Scores, task_named
 
@@ -25,7 +26,7 @@ class Evaluator:
     """Test rows, encoded once, and the worker they are run by."""
 
     def __init__(self, plan: Plan, base: Path, test_file: Path) -> None:
-        self.worker = Worker(plan, base)
+        self.worker = Worker(plan, base, expand_mib=EXPAND_MIB)
         self.held_out = load_rows(test_file, plan.task)
         self.rows = self.worker.encode(self.held_out)
 

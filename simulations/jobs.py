@@ -9,6 +9,9 @@ import typer
 from client.engine.threads import cores, threads_of_openmp
 from protocol.section import MOST_THREADS
 
+# MiB for frozen weights as floats in a process of simulated clients, which share them.
+EXPAND_MIB = 512
+
 Jobs = Annotated[
     int,
     typer.Option(

@@ -43,6 +43,7 @@ from simulations.files import SUMMARY, path_text, write_json
 from simulations.forecasts import announce, load_forecast
 from simulations.forgetting import measure_forgetting
 from simulations.grid import App, Config, InProcessGrid, server_context
+from simulations.jobs import EXPAND_MIB
 from simulations.memorisation import measure_memorisation, metrics_of
 from simulations.pace import Outlook
 from simulations.prepare import CLIENTS, PLAN, ROSTER, Prepared, prepare
@@ -155,7 +156,11 @@ def run_federated(
     watcher = _Watcher(prepared, evaluator, timings, progress)
     watcher.catch_up()
     faults, clients = prepared.experiment.faults, prepared.experiment.population.clients
-    config: Config = {"plan": str(prepared.out / PLAN), "base": str(prepared.base)}
+    config: Config = {
+        "plan": str(prepared.out / PLAN),
+        "base": str(prepared.base),
+        "expand-mib": EXPAND_MIB,
+    }
     if jobs > 1 or ray:
         config["threads"] = 1
     secret = plan.secrecy.exchange == "secagg"

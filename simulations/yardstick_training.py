@@ -12,6 +12,7 @@ from protocol.layout import Tensors
 from protocol.recipe import Recipe
 from protocol.rules import Parts
 from simulations.clients import client_name
+from simulations.jobs import EXPAND_MIB
 from simulations.prepare import Prepared
 
 
@@ -67,7 +68,7 @@ def trained(
     plan = prepared.plan
     recipe = Recipe(plan=plan, manifest=prepared.manifest)
     start, parts = start or recipe.start(), parts or recipe.trainable
-    worker = Worker(plan, prepared.base, parts=[parts])
+    worker = Worker(plan, prepared.base, parts=[parts], expand_mib=EXPAND_MIB)
     rates = {
         "learning_rate": rate * plan.local.learning_rate,
         "head_learning_rate": rate * plan.local.head_learning_rate,

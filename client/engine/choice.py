@@ -31,6 +31,7 @@ def engine_for(
     threads: int = 0,
     programs: Path | None = None,
     parts: Iterable[Parts] | None = None,
+    expand_mib: int = 0,
 ) -> Engine:
     """The process's engine for adapters of ``recipe``; made at the first call.
 
@@ -40,6 +41,8 @@ def engine_for(
         threads: 0 leaves it to the engine.
         programs: where programs are kept when they cannot be beside the base.
         parts: what is trained, instead of what the plan's rounds train.
+        expand_mib: MiB that frozen weights, expanded once to floats, may take; none where the plan bounds
+            ``local.memory``. Of ONNX Runtime alone.
 
     Raises ArtefactError for a base that has no program, MachineError when the engine is not installed,
     PlanError when ``local.memory`` is too little for this base.
@@ -50,13 +53,13 @@ def engine_for(
     key: Key = (
         *(kind, str(base.folder), base.manifest.fingerprint, plan.adapter_settings, recipe.layout),
         *(plan.task.kind, plan.task.pairs, plan.rule.name, plan.base.program),
-        *(plan.local.precision, plan.local.memory, plan.task.longest, sets, threads),
+        *(plan.local.precision, plan.local.memory, plan.task.longest, sets, threads, expand_mib),
     )
     with _lock:
         if key not in _engines:
             while len(_engines) >= ENGINES:
                 _engines.popitem(last=False)
-            _engines[key] = _made(kind, recipe, base, threads, programs, sets)
+            _engines[key] = _made(kind, recipe, base, threads, programs, sets, expand_mib)
         _engines.move_to_end(key)
         return _engines[key]
 
@@ -88,6 +91,7 @@ def _made(
     threads: int,
     programs: Path | None,
     sets: tuple[Parts, ...] | None,
+    expand_mib: int,
 ) -> Engine:
     if kind == "torch":
         if not _installed():
@@ -99,13 +103,14 @@ def _made(
 
         return TorchEngine(base.folder, recipe, threads=threads)
     from base_model.programs.folder import program_for
-    from base_model.programs.footprint import way_of
+    from base_model.programs.footprint import MIB, way_of
     from client.engine.onnx_engine import OnnxEngine
 
     way = way_of(recipe)
     cache = base.program_cache(programs)
     program = program_for(base.folder, recipe, cache=cache, parts=sets)
-    return OnnxEngine(program, base.folder, recipe.layout, threads=threads, way=way)
+    expand = 0 if recipe.plan.local.memory else expand_mib * MIB
+    return OnnxEngine(program, base.folder, recipe.layout, threads=threads, way=way, expand=expand)
 
 
 _engines: OrderedDict[Key, Engine] = OrderedDict()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from base_model.programs.build import GRADIENT, LOSS
 from base_model.programs.document import graph_name
+from base_model.programs.expanded import expanded
 from base_model.programs.folder import Program
 from base_model.programs.footprint import Keep, Way
 from base_model.programs.recompute import recomputing
@@ -41,16 +42,19 @@ class OnnxEngine:
         *,
         threads: int,
         way: Way | None = None,
+        expand: int = 0,
     ) -> None:
         """``threads`` 0: as many as OMP_NUM_THREADS says, or as ONNX Runtime finds cores.
 
         ``way``: what a step keeps and how many tokens it takes at a time; without it nothing is bounded here.
+        ``expand``: bytes that frozen weights as floats may take, where a step keeps everything.
         """
         self.layout, self.most = layout, None if way is None else way.tokens
         self._keep = Keep.ALL if way is None else way.keep
         self._program, self._base, self._digest = program, base, program.document.digest
         self._task = TASKS[program.document.task]
         self._threads = threads or threads_of_openmp()
+        self._expand = expand if self._keep is Keep.ALL else 0
 
     def gradients(self, tensors: Values, batch: RowBatch, parts: Parts) -> tuple[float, Tensors]:
         """See :class:`client.engine.interface.Engine`."""
@@ -70,20 +74,30 @@ class OnnxEngine:
 
     def _session(self, parts: Parts) -> Any:
         keep = self._keep if parts else Keep.ALL
-        key = (self._digest, graph_name(parts), str(self._base), self._threads, keep)
+        expand = self._expand if parts else 0
+        key = (self._digest, graph_name(parts), str(self._base), self._threads, keep, expand)
         with _lock:
             if key not in _sessions:
-                graph = self._program.graph(parts)
-                if keep is not Keep.ALL:
-                    graph = recomputing(graph, keep, adapter=[s.name for s in self.layout.specs])
                 while len(_sessions) >= SESSIONS:
                     _sessions.popitem(last=False)
-                _sessions[key] = open_session(
-                    graph, self._base, threads=self._threads, as_written=keep is not Keep.ALL
-                )
+                _sessions[key] = self._opened(parts, keep, expand)
             _sessions.move_to_end(key)
-            return _sessions[key]
+            return _sessions[key][0]
+
+    def _opened(self, parts: Parts, keep: Keep, expand: int) -> tuple[Any, Tensors]:
+        """A session, and what lives as long as it does."""
+        graph = self._program.graph(parts)
+        values: Tensors = {}
+        if keep is not Keep.ALL:
+            graph = recomputing(graph, keep, adapter=[s.name for s in self.layout.specs])
+        if expand:
+            graph, values = expanded(graph, self._base, most=expand)
+        as_written = keep is not Keep.ALL
+        session = open_session(
+            graph, self._base, threads=self._threads, as_written=as_written, values=values
+        )
+        return session, values
 
 
-_sessions: OrderedDict[tuple[str, str, str, int, Keep], Any] = OrderedDict()
+_sessions: OrderedDict[tuple[str, str, str, int, Keep, int], tuple[Any, Tensors]] = OrderedDict()
 _lock = threading.Lock()

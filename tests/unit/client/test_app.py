@@ -261,6 +261,24 @@ def test_a_run_does_not_say_how_many_threads_a_site_uses(
             job_module.job_of(context)
 
 
+def test_a_run_does_not_say_what_memory_a_site_gives(
+    run_config: dict[str, Any], folder: Path, tiny_base: Path
+) -> None:
+    own = {
+        "client-id": "a", "identity": str(folder / "key"), "plan": run_config["plan"],
+        "base": str(tiny_base), "data-path": str(folder / "client-0000.jsonl"), "expand-mib": 0,
+    }  # fmt: skip
+    run = {"expand-mib": 4096}
+    assert job_module.job_of(Context(1, 2, own, RecordDict(), run)).expand_mib == 0
+    given = Context(1, 2, {**own, "expand-mib": 64}, RecordDict(), run)
+    assert job_module.job_of(given).expand_mib == 64
+    for wrong in (2**24 + 1, -1, "all"):
+        with pytest.raises(MachineError, match="`expand-mib` is"):
+            job_module.job_of(
+                Context(1, 2, {"partition-id": 0}, RecordDict(), run_config | {"expand-mib": wrong})
+            )
+
+
 def test_no_folder_of_this_machine_leaves(run_config: dict[str, Any], folder: Path) -> None:
     home = folder / "Jane Doe" / "ward 3"
     home.mkdir(parents=True)

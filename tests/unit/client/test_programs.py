@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 
@@ -23,7 +24,7 @@ from client.opened_base import opened_base
 from protocol.errors import ArtefactError
 from protocol.head import head_of
 from protocol.initial import ONES
-from protocol.layout import Tensors
+from protocol.layout import Layout, Tensors
 from protocol.methods import METHODS
 from protocol.plan import Plan
 from protocol.recipe import Recipe
@@ -32,6 +33,7 @@ from tests.methods import SORTING, adapter_of
 from tests.unit.base_model.sources import FAMILIES, write_source
 
 Make = Callable[..., Plan]
+Array = npt.NDArray[np.float32]
 NAMES = SORTING
 
 NUMBERS = {"kind": "regression", "low": -3.0, "high": 7.0, "max_length": 16}
@@ -61,22 +63,39 @@ def values(base: Path, plan: Plan) -> Tensors:
 
 
 def agree(base: Path, plan: Plan, parts: frozenset[str] | None = None) -> None:
-    """Loss, gradients of the parts (all without), and logits: 1e-5 of the largest number."""
+    """Loss, gradients of the parts (all without), and logits: 1e-5 of the largest number.
+
+    On weights that are expanded at every step, and once.
+    """
     recipe = Recipe(plan=plan, manifest=read_manifest(base))
     layout = recipe.layout
     trained = parts or frozenset(spec.part for spec in layout.specs)
     fp32 = plan.model_copy(update={"local": plan.local.model_copy(update={"precision": "fp32"})})
     oracle = TorchEngine(base, replace(recipe, plan=fp32), threads=1)
-    engine = engine_for(recipe, opened_base(plan, base), threads=1, parts=[trained])
-    assert isinstance(engine, OnnxEngine)
-    assert not weights_inside(engine, recipe)
     rows, tensors = batch(read_manifest(base).vocab_size, plan), values(base, plan)
-    loss, ours = engine.gradients(tensors, rows, trained)
     expected, theirs = oracle.gradients(tensors, rows, trained)
-    assert loss == pytest.approx(expected, rel=1e-5)
+    for mib in (0, 512):
+        engine = engine_for(
+            recipe, opened_base(plan, base), threads=1, parts=[trained], expand_mib=mib
+        )
+        assert isinstance(engine, OnnxEngine)
+        assert not weights_inside(engine, recipe)
+        loss, ours = engine.gradients(tensors, rows, trained)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        logits = engine.outputs(tensors, rows), oracle.outputs(tensors, rows)
+        _alike(layout, trained, logits, ours, theirs)
+
+
+def _alike(
+    layout: Layout,
+    trained: frozenset[str],
+    logits: tuple[Array, Array],
+    ours: Tensors,
+    theirs: Tensors,
+) -> None:
     assert ours.keys() == theirs.keys() == {s.name for s in layout.only(trained).specs}
     pairs = {name: (ours[name], theirs[name]) for name in ours}
-    pairs["logits"] = (engine.outputs(tensors, rows), oracle.outputs(tensors, rows))
+    pairs["logits"] = logits
     parts = {spec.name: layout.only({spec.part}).specs for spec in layout.specs}
     for name, (value, reference) in pairs.items():
         assert value.shape == reference.shape
