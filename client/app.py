@@ -13,8 +13,9 @@ TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a p
 floats, with which steps of few rows are fast). ``node_config`` alone has ``data-path``,
 ``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
 ``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
-fingerprint is fetched from), ``base-cache``, ``controls`` (a folder of control variates) and ``sessions``
-(one for attempts of secure aggregation; without it Flower's node state has them).
+fingerprint is fetched from), ``base-cache``, ``controls`` (a folder of control variates), ``late`` (one of
+an update that no sum has) and ``sessions`` (one for attempts of secure aggregation; without it Flower's node
+state has them).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -32,6 +34,7 @@ from client.settings import (
     client_name,
     epsilon_limit,
     identity_path,
+    late_path,
     ledger_path,
     manifest_of,
     openings_path,
@@ -52,7 +55,11 @@ from protocol.errors import (
 from protocol.exchange import Contribution, Phase
 from protocol.exchange.plain import PlainClient
 from protocol.layout import Vector
+from protocol.plan import Plan
 from protocol.recipe import Recipe
+
+if TYPE_CHECKING:
+    from client.late_updates import LateUpdates
 
 log = logging.getLogger("fedge.client")
 
@@ -163,6 +170,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         receipts=Receipts(receipts_path(context)),
         first=lambda: first_digest(recipe),
         limit=epsilon_limit(context),
+        late=_late(context, plan, name, recipe, instruction),
     )
     with session_of(context, sessions_path(context), plan.digest) as kept:
         after, reply = member.answer(
@@ -177,9 +185,25 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     data = np.frombuffer(reply, np.uint8)
     content = RecordDict({wire.MASKED: ArrayRecord({"masked": Array(data)})})
     if phase in (Phase.ADVERTISE, Phase.UNMASK):  # before the next share, whichever comes last
-        told = wire.LogText(text=member.receipts.told(after.sid).encode())
+        told = wire.LogText(text=member.told(after.sid).encode())
         content[wire.LOG] = ConfigRecord(wire.to_record(told))
     return content
+
+
+def _late(
+    context: Context, plan: Plan, name: str, recipe: Recipe, instruction: wire.Instruction
+) -> LateUpdates | None:
+    """Where the plan takes updates later, those of this client. (P-4.14)"""
+    if not plan.cohort.late_rounds:
+        return None
+    from client.kept_update import FileLate
+    from client.late_updates import LateUpdates
+    from protocol.secagg.primitives import client_id
+
+    key = read_identity(identity_path(context)).public_key().public_bytes_raw()
+    size = recipe.round_layout(instruction.round).size
+    store = FileLate(late_path(context), plan.digest, name, size)
+    return LateUpdates(plan=plan, store=store, client=client_id(key).hex())
 
 
 def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.budget import verify_budget, verify_limit, verify_own_limit
 from client.failures import words_or_zeros
+from client.late_updates import LateUpdates
 from client.ledger import Account, Ledger
 from client.openings import Line, Openings
 from client.receipts import Receipts
@@ -48,7 +49,17 @@ from protocol.secagg.task import Encoding, encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
 from protocol.transparency.policy import policy_of
 from protocol.transparency.receipts import Receipt
-from protocol.transparency.shown import Given, Incoming, Place, Shown, decode_text, place_of
+from protocol.transparency.shown import (
+    MOST_OPEN,
+    Given,
+    Incoming,
+    Place,
+    Shown,
+    Told,
+    decode_text,
+    leaves_of,
+    place_of,
+)
 from protocol.wire import Instruction, instruction_digest
 
 RUN_ID_BYTES = 16
@@ -60,7 +71,8 @@ class Member:
 
     ``size`` is the number of coordinates of this round's update, by the plan; ``limit`` the epsilon
     at delta 1e-6 that this client's data may spend over all runs and plans; ``first`` gives the digest of
-    round 0's adapter as the plan makes it.
+    round 0's adapter as the plan makes it. ``late`` is what it keeps of an update that no sum has, where the
+    plan takes it later.
     """
 
     name: str
@@ -74,6 +86,7 @@ class Member:
     receipts: Receipts
     first: Callable[[], str]
     limit: float = math.inf
+    late: LateUpdates | None = None
 
     @cached_property
     def plan_digest(self) -> str:
@@ -120,7 +133,7 @@ class Member:
                 "instruction.changed", "not the one this attempt began with", core.STOP
             )
         elif phase is Phase.MASK:
-            masked, reply = self._mask(request, instruction, part(session.shared), contribute)
+            masked, reply = self._mask(request, instruction, session, contribute)
             root, _, _ = decode_masked_tail(reply[-MASKED_TAIL:])
             advanced = session.model_copy(update={"masked": masked, "shared": None, "root": root})
         elif phase is Phase.AGREE:
@@ -137,6 +150,14 @@ class Member:
         update = {"phase": phase, "asked": request_digest(request), "reply": stored}
         return advanced.model_copy(update=update), reply
 
+    def told(self, sid: bytes) -> Told:
+        """What the coordinator of run ``sid`` has to know of this client's memory. (P-8.10)"""
+        told = self.receipts.told(sid)
+        if self.late is None:
+            return told
+        also = [seq for seq in self.late.waiting(sid.hex()) if seq not in told.open]
+        return told.model_copy(update={"open": [*also, *told.open][:MOST_OPEN]})
+
     def _share(
         self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
     ) -> tuple[Session, bytes]:
@@ -152,6 +173,8 @@ class Member:
             session.sid, shown, place, incoming, lambda rids: self.openings.of_sums(plan, rids)
         )
         self._verify_voids(session.sid, instruction)
+        if self.late is not None:
+            self.late.settle(session.sid.hex(), session.seq, leaves_of(shown))
         digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
@@ -186,6 +209,8 @@ class Member:
             ),
         )
         self._spend(instruction, session)
+        if self.late is not None:
+            self.late.summed(opening.rid.hex())
         return shares
 
     def _alive_shares(
@@ -346,13 +371,16 @@ class Member:
         self,
         request: bytes,
         instruction: Instruction,
-        state: core.Shared,
+        session: Session,
         contribute: Callable[[], Contribution],
     ) -> tuple[core.Masked, bytes]:
         members, _ = decode_round(request)
         encoding = encoding_for(self.plan, instruction, size=self.size, clients=len(members))
         terms = terms_for(self.plan, instruction, encoding, roster_root(self.roster))
-        opened = core.open_shares(state, request, terms, policy=self.policy)
+        opened = core.open_shares(part(session.shared), request, terms, policy=self.policy)
+        if self.late is not None:
+            place = session.sid.hex(), session.seq, opened.rid.hex()
+            contribute = partial(self.late.contribution, instruction.round, place, contribute)
         words = self._words(encoding, instruction, contribute)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)

@@ -144,6 +144,14 @@ def controls_path(context: Context) -> Path:
     return identity.with_name(identity.name + ".controls")
 
 
+def late_path(context: Context) -> Path:
+    """The folder where this client keeps an update that no sum has: beside its identity unless it says so."""
+    if own := context.node_config.get("late"):
+        return Path(str(own))
+    identity = identity_path(context)
+    return identity.with_name(identity.name + ".late")
+
+
 def epsilon_limit(context: Context) -> float:
     """``max-epsilon``: what this client's data may spend over all runs. Raises MachineError."""
     value = context.node_config.get("max-epsilon")

@@ -17,6 +17,7 @@ from protocol.initial import ONES
 from protocol.legality_of_controls import said_of_controls, said_of_controls_on
 from protocol.legality_of_head import said_of_head, said_of_head_on, said_of_round_0
 from protocol.legality_of_kind import said_of_kind
+from protocol.legality_of_late import said_of_late, said_of_late_on
 from protocol.legality_of_release import said_of_release, said_of_release_on
 from protocol.legality_of_secrecy import said_of_groups, said_of_secrecy
 from protocol.legality_of_start import said_of_start
@@ -154,6 +155,7 @@ def _cohort(plan: Plan) -> Iterator[Finding]:
             "slower ones count less in the model",
             "spare = 0 waits for everybody",
         )
+    yield from (_finding(*row) for row in said_of_late(plan))
     yield from (_warning(*row) for row in said_of_steps(plan))
 
 
@@ -242,6 +244,7 @@ def _base(recipe: Recipe) -> Iterator[Finding]:
         return  # a target that is not there: said already
     yield from (_finding(*row) for row in said_of_round_0(recipe))
     yield from (_finding(*row) for row in said_of_controls_on(recipe))
+    yield from (_finding(*row) for row in said_of_late_on(recipe))
     yield from (_finding(*row) for row in said_of_release_on(recipe))
     if plan.local.weight_decay and any(spec.law == ONES for spec in specs):
         yield _warning(

@@ -52,6 +52,9 @@ class Rule(Section):
     )
 
 
+LATE_DECAY = 0.5  # FedBuff's (Nguyen et al., arXiv 2106.06639)
+
+
 class Cohort(Section):
     """Who takes part in a round, and when the round stops waiting."""
 
@@ -62,6 +65,15 @@ class Cohort(Section):
         default=0,
         description="over-selection: clients asked beyond `size`; the round closes with `size` updates, "
         "whoever is slower is in none of its sums",
+    )
+    late_rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS)] = Field(
+        default=0,
+        description="rounds after its own in which an update that came too late for its sum may enter "
+        "another: its client keeps it and trains no other meanwhile; 0 = it is forgotten",
+    )
+    late_decay: NonNegativeReal = Field(
+        default=LATE_DECAY,
+        description="such an update counts `(1 + age)^-late_decay` times, age in rounds",
     )
     quorum: Positive = Field(default=8, description="fewest usable updates; fewer fail the round")
     deadline_s: Seconds = Field(
@@ -83,6 +95,8 @@ class Cohort(Section):
     def _quorum_fits(self) -> Cohort:
         if self.quorum > self.size:
             raise ValueError(f"quorum {self.quorum} is above size {self.size}")
+        if self.late_decay != LATE_DECAY and not self.late_rounds:
+            raise ValueError("late_decay is for late_rounds above 0")
         if self.clients != sorted(set(self.clients)):
             raise ValueError("clients are not in rising order, each once")
         if 0 < len(self.clients) < self.quorum:
@@ -92,7 +106,8 @@ class Cohort(Section):
     @property
     def unsaid(self) -> set[str]:
         """See :class:`protocol.section.Section`."""
-        return {key for key in ("clients", "spare") if not getattr(self, key)}
+        unsaid = {key for key in ("clients", "spare", "late_rounds") if not getattr(self, key)}
+        return unsaid | ({"late_decay"} if "late_rounds" in unsaid else set())
 
     @property
     def asked(self) -> int:

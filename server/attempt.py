@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -107,13 +108,22 @@ class Attempt:
         setting = self._setting
         busy = setting.owing.busy(setting.grid, self._roster.nodes, setting.clock.now())
         idle = [name for name in names if name not in busy]
-        return draw_cohort(
-            idle if len(idle) >= self._plan.cohort.quorum else names,
-            size=self._plan.cohort.asked,
+        if len(idle) < self._plan.cohort.quorum:
+            idle = names
+        draw = partial(
+            draw_cohort,
             seed=self._plan.seed,
             round_number=self._turn,
             attempt=self._attempt,
         )
+        size, first = self._plan.cohort.asked, tuple[str, ...]()
+        if (
+            self._plan.cohort.late_rounds
+        ):  # who has trained already is in the first sum that there is
+            first = draw([name for name in idle if name in setting.owing.through], size=size)
+            setting.owing.through.difference_update(first)
+        rest = [name for name in idle if name not in first]
+        return tuple(sorted(first + draw(rest, size=size - len(first))))
 
     def _absent(self) -> dict[str, str]:
         """Who is enrolled and not there, or is there and was kept out; and why."""

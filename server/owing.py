@@ -2,7 +2,8 @@
 
 A SuperNode works on one message at a time. What a client that trains is asked besides would wait until it
 is through, and the phase with it; so it is not drawn while others are enough for a quorum. Its answer, when
-it comes, is thrown away. A coordinator that starts anew does not know whom an earlier one asked.
+it comes, is thrown away; what it trained the client may keep for the next sum (P-4.14). A coordinator that
+starts anew does not know whom an earlier one asked.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ class Owing:
     """Answers that nobody waits for, by client."""
 
     debts: dict[str, Debt] = field(default_factory=dict)
+    through: set[str] = field(
+        default_factory=set
+    )  # who has answered since, and was not asked again
 
     def add(self, client: str, debt: Debt) -> None:
         """``client`` was asked, and the round went on without it."""
@@ -53,4 +57,5 @@ class Owing:
                 for reply in replies:
                     if client := asked.pop(reply.metadata.reply_to_message_id, ""):
                         del self.debts[client]
+                        self.through.add(client)
         return frozenset(self.debts)

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from protocol import wire
 from protocol.exchange import Phase
 from protocol.transparency.leaf_codec import decode_leaf
-from protocol.transparency.leaves import Abort, Adapter, Leaf, Vector
+from protocol.transparency.leaves import Abort, Adapter, Alive, Leaf, Vector
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import (
     Given,
@@ -32,6 +32,7 @@ class ClientsLog:
     def __init__(self, setting: Setting, number: Number, sid: bytes) -> None:
         self._log, self._told = setting.log, setting.told
         self._number, self._sid = number, sid
+        self._late = setting.plan.cohort.late_rounds > 0
         # The first message after the masked vector.
         self._receipted = Phase.UNMASK if setting.plan.witnessed else Phase.AGREE
         self._found: _Found | None = None
@@ -71,7 +72,7 @@ class ClientsLog:
         log, told = self._log, self._told.get(one, Told(size=0, open=[]))
         known = told.size if told.size <= log.size else log.size  # it will not like what it gets
         if self._found is None:  # nothing is logged while shares are asked for
-            self._found = _Found(log)
+            self._found = _Found(log, late=self._late)
             self._tail = self._last_leaves().encode()
         return encode_shown(
             key=log.verifier.encode(),
@@ -102,10 +103,13 @@ class _Found:
     The last `adapter` is not among the ends: everybody is shown it.
     """
 
-    def __init__(self, log: RunLog) -> None:
-        self._log, self._since = log, log.size
+    def __init__(self, log: RunLog, *, late: bool) -> None:
+        self._log, self._since, self._late = log, log.size, late
         self._vectors: dict[str, list[int]] = {}
         self._ends: dict[int, list[int]] = {}
+        self._alive: dict[
+            int, list[int]
+        ] = {}  # where clients keep updates: who is in an attempt's sums
 
     def _read_from(self, since: int) -> None:
         """What lies from leaf ``since`` on: who comes back after a hundred rounds waits for old leaves."""
@@ -121,6 +125,11 @@ class _Found:
             assert isinstance(end, Abort | Adapter)
             if at != last:
                 self._ends.setdefault(end.seq, []).append(at)
+        if self._late:
+            for at in _between(log, Alive, since, stop):
+                leaf = decode_leaf(log.entry(at)).leaf
+                assert isinstance(leaf, Alive)
+                self._alive.setdefault(leaf.seq, []).append(at)
         self._since = min(since, stop)
 
     def of(self, one: bytes, told: Told) -> Iterator[int]:
@@ -131,7 +140,7 @@ class _Found:
             vectors = self._vectors.get(one.hex(), [])
             yield from sorted(at for at in vectors if at >= told.size)
         for seq in told.open:
-            yield from sorted(self._ends.get(seq, []))
+            yield from sorted((*self._alive.get(seq, []), *self._ends.get(seq, [])))
 
 
 def _between(log: RunLog, kind: type[Leaf], since: int, stop: int) -> Iterator[int]:

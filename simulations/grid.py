@@ -88,6 +88,7 @@ class InProcessGrid(Grid):
         own: more of a partition's node_config.
         faults: who does not answer, or late; questions (``query``) are always answered.
         speeds: how long each trains; whatever else it is asked meanwhile waits, as at a SuperNode.
+        ready: whether a partition needs not train for a round: it keeps an update for it.
         clock: shared with the ServerApp.
         deadline_s: the round's deadline: a straggler answers at one and a half times that.
         jobs: clients that run at a time.
@@ -103,6 +104,7 @@ class InProcessGrid(Grid):
         own: Callable[[int], Config] | None = None,
         faults: Faults | None = None,
         speeds: Speeds | None = None,
+        ready: Callable[[int, int], bool] | None = None,
         clock: VirtualClock | None = None,
         deadline_s: float = 600.0,
         run_id: int = 1,
@@ -112,6 +114,7 @@ class InProcessGrid(Grid):
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
         self._data_path, self._own = data_path, own
         self._faults, self._speeds = faults or Faults(), speeds or Speeds()
+        self._has_trained = ready or (lambda partition, number: False)
         self._free_at: dict[int, float] = {}  # by node that has begun to train
         self._queues: dict[int, list[str]] = {}  # of each, the messages it has not worked off
         self._clock = clock or VirtualClock()
@@ -260,7 +263,8 @@ class InProcessGrid(Grid):
             return None
         ready = max(now, self._free_at.get(node, now))
         if phase is Phase.MASK and (seconds := self._speeds.seconds(client)):
-            ready = self._free_at[node] = ready + seconds
+            trained = self._has_trained(partition, int(instruction["round"]))
+            ready = self._free_at[node] = ready + (0.0 if trained else seconds)
         late = fault is Fault.STRAGGLER and phase is Phase.MASK
         return max(ready, now + self._deadline_s) if late else ready  # too late by a hair
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from audit.sources import Folder
 from audit.verify import audit
 from base_model.release import release_adapter
 from client.data import Rows
+from client.kept_update import FileLate
+from client.late_updates import usable
 from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
 from protocol.layout import Tensors
 from protocol.peft_format import EDGE_FILE, PASSPORT_FILE, RELEASE_FILE, ReleaseNote, parse_release
+from protocol.recipe import Recipe
 from protocol.rows.measured import measured_rows
 from server.app import make_app
 from server.history import append_events, evaluation_event, read_history
@@ -142,6 +146,16 @@ def _audit(prepared: Prepared, progress: Progress) -> Report:
     return found
 
 
+def _keeps_update(prepared: Prepared, partition: int, number: int) -> bool:
+    """Whether a client has an update for round ``number``: then it does not train. (P-4.14)"""
+    plan, name = prepared.plan, client_name(partition)
+    if not plan.cohort.late_rounds:
+        return False
+    size = Recipe(plan=plan, manifest=prepared.manifest).round_layout(number).size
+    kept = FileLate(prepared.out / CLIENTS / f"{name}.key.late", plan.digest, name, size).load()
+    return kept is not None and usable(kept, plan, sid=kept.sid, number=number)
+
+
 def run_federated(
     prepared: Prepared,
     evaluator: Evaluator,
@@ -190,6 +204,7 @@ def run_federated(
                     map(client_name, range(clients)), share=faults.slow, seed=plan.seed
                 ),
             ),
+            ready=partial(_keeps_update, prepared),
             clock=clock,
             deadline_s=plan.cohort.deadline_s,
             jobs=at_a_time,

@@ -336,6 +336,12 @@ def _trusted(brought: str, known: Known, place: Place, what: str) -> VerifierKey
     return key
 
 
+def leaves_of(shown: Shown) -> list[Leaf]:
+    """Those that it brings. Of one that :func:`verify_shown` has accepted all are in the log."""
+    texts = [*(each.leaf for each in shown.proven), *shown.tail.leaves]
+    return [decode_leaf(text.encode()).leaf for text in texts]
+
+
 def _proven(
     shown: Shown, checkpoint: Checkpoint, key: VerifierKey
 ) -> Sequence[tuple[Leaf, OfflineProof]]:

@@ -253,6 +253,21 @@ def _secrecy() -> Iterator[Mix]:
             {"cohort": {"size": 10, "spare": 5}},
         ),
         (
+            "late updates, rounds that train one factor after the other",
+            "cohort.late_rounds",
+            {"cohort": {"late_rounds": 3}, "rule": {"name": "alternating"}},
+        ),
+        (
+            "late updates, sums in clear",
+            "cohort.late_rounds",
+            PLAIN | {"cohort": {"late_rounds": 3}, "rule": {"name": "mean"}},
+        ),
+        (
+            "late updates, control variates",
+            "cohort.late_rounds",
+            {"cohort": {"late_rounds": 3}, "rule": {"name": "mean"}, "local": {"scaffold": 0.2}},
+        ),
+        (
             "a quorum of witnesses, no witnesses",
             "audit.witnesses",
             {"audit": {"witness_quorum": 1}},

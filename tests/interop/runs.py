@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "secrecy": {"groups": 3, "keys": "x25519+ml-kem-768"},
     },
     "more than are waited for, and noise": TWELVE | {"privacy": NOISE, "rule": {"name": "first"}},
+    "late updates": TWELVE
+    | {
+        "rounds": 5,
+        "rule": {"name": "mean"},
+        "cohort": TWELVE["cohort"] | {"late_rounds": 3, "late_decay": 1.0},
+        "speeds": replace(TWELVE["speeds"], slowness=2.5),
+    },
     "groups with losses": GROUPS | {"lost": two_are_lost},
     "groups, hybrid, 24 bits": GROUPS
     | {

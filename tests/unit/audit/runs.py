@@ -19,6 +19,8 @@ from audit.continued import start_of
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
+from client.kept_update import FileLate
+from client.late_updates import LateUpdates, usable
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -39,6 +41,7 @@ from protocol.media import MEDIA
 from protocol.plan import Plan, plan_from
 from protocol.recipe import Recipe
 from protocol.rows.measured import MeasuredRows
+from protocol.secagg.primitives import client_id
 from protocol.secagg.session import Session
 from protocol.seq2seq_manifest import SEQ2SEQ
 from protocol.transparency.leaf_codec import sha256
@@ -93,6 +96,7 @@ class Sites:
         self.lost: Lost = nobody
         self.member: type[Member] = Member
         self.sessions: dict[int, Session | None] = {}
+        self.trained: list[tuple[int, int]] = []  # site and round
         folder.mkdir(parents=True, exist_ok=True)
 
     def app(self) -> ClientApp:
@@ -133,7 +137,7 @@ class Sites:
             if phase in (Phase.ADVERTISE, Phase.UNMASK):
                 session = self.sessions[site]
                 assert session is not None
-                text = wire.LogText(text=self.receipts(site).told(session.sid).encode())
+                text = wire.LogText(text=self._made(site, told).told(session.sid).encode())
                 given[wire.LOG] = ConfigRecord(wire.to_record(text))
             return Message(given, reply_to=message)
 
@@ -146,7 +150,19 @@ class Sites:
         self, phase: Phase, site: int, told: wire.Instruction, content: RecordDict
     ) -> bytes:
         data = content.array_records[wire.SECAGG]["message"].numpy().tobytes()
-        member = self.member(
+        log_text = content.config_records.get(wire.LOG)
+        self.sessions[site], reply = self._made(site, told).answer(
+            phase,
+            data,
+            told,
+            self.sessions.get(site),
+            lambda: self._contribution(site, told.round),
+            None if log_text is None else str(log_text["text"]),
+        )
+        return reply
+
+    def _made(self, site: int, told: wire.Instruction) -> Member:
+        return self.member(
             name=_name(site),
             key=self.keys[site],
             roster=self.roster,
@@ -157,22 +173,31 @@ class Sites:
             openings=FileOpenings(self.folder / f"{site}.openings.jsonl"),
             receipts=self.receipts(site),
             first=lambda: first_digest(Recipe(plan=self.plan, manifest=self.manifest)),
+            late=self.late(site, told.round) if self.plan.cohort.late_rounds else None,
         )
-        log_text = content.config_records.get(wire.LOG)
-        self.sessions[site], reply = member.answer(
-            phase,
-            data,
-            told,
-            self.sessions.get(site),
-            lambda: self._contribution(site, told.round),
-            None if log_text is None else str(log_text["text"]),
+
+    def late(self, site: int, number: int) -> LateUpdates:
+        """What a site keeps of an update that no sum has."""
+        return LateUpdates(
+            plan=self.plan,
+            store=FileLate(
+                self.folder / f"{site}.late", self.plan.digest, _name(site), self._size(number)
+            ),
+            client=client_id(self.roster[_name(site)]).hex(),
         )
-        return reply
+
+    def ready(self, site: int, number: int) -> bool:
+        """Whether it need not train for a round."""
+        if not self.plan.cohort.late_rounds:
+            return False
+        kept = self.late(site, number).store.load()
+        return kept is not None and usable(kept, self.plan, sid=kept.sid, number=number)
 
     def _size(self, number: int) -> int:
         return Recipe(plan=self.plan, manifest=self.manifest).round_layout(number).size
 
     def _contribution(self, site: int, number: int) -> Contribution:
+        self.trained.append((site, number))
         rng = np.random.default_rng(seed_from(site, self.plan.turn(number)))
         update = rng.normal(0, 0.1, self._size(number)).astype(np.float32)
         metrics = {name: float(1 + site) for name in self.plan.task.METRICS}
@@ -224,7 +249,14 @@ def make_run(
         run_rounds(
             plan=plan,
             manifest=manifest,
-            grid=InProcessGrid(sites.app(), count, clock=clock, deadline_s=30.0, speeds=speeds),
+            grid=InProcessGrid(
+                sites.app(),
+                count,
+                clock=clock,
+                deadline_s=30.0,
+                speeds=speeds,
+                ready=sites.ready,
+            ),
             store=store,
             clock=clock,
             roster_keys=sites.roster if plan.secrecy.exchange == "secagg" else None,

@@ -1,0 +1,136 @@
+"""An update that its sum closed without: its client keeps it for a later one. (P-4.14, docs/adr/0098)
+
+What a client has sent masked, and what nobody has opened, says nothing to anybody; so the same update may be
+masked again for another sum. It must not be counted twice: the client masks it again only where the run's log
+shows that the attempt it was sent in ended without it. Who is slow contributes late, not never, and whose
+attempt failed does not train again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from protocol.exchange import Contribution
+from protocol.plan import Plan
+from protocol.transparency.leaves import Abort, Alive, Leaf
+
+OF_ROWS_KEPT_OUT = "eval_"  # how metrics begin that are of the adapter that was received
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateUpdate:
+    """A contribution as it was trained in ``round``, and the attempt that it was sent in last.
+
+    ``sid``, ``rid``: in hex, of the run and of the attempt's sum; ``seq``: the attempt's number. ``free``:
+    the log has shown that this sum is without it.
+    """
+
+    contribution: Contribution
+    round: int
+    sid: str
+    seq: int
+    rid: str
+    free: bool = False
+
+    def at(self, number: int, decay: float) -> Contribution:
+        """What it gives to the sum of round ``number``: less the older it is, no figures of its adapter."""
+        age = number - self.round
+        if not age:
+            return self.contribution
+        metrics = {
+            name: 0.0 if name.startswith(OF_ROWS_KEPT_OUT) else value
+            for name, value in self.contribution.metrics.items()
+        }
+        weight = np.float32((1.0 + age) ** -decay)
+        return replace(self.contribution, update=self.contribution.update * weight, metrics=metrics)
+
+
+class LateStore(Protocol):
+    """Where a client keeps the one that it has."""
+
+    def load(self) -> LateUpdate | None:
+        """What was kept last."""
+        ...
+
+    def keep(self, update: LateUpdate) -> None:
+        """Keep it in the place of any other; it is safe when this returns."""
+        ...
+
+    def forget(self) -> None:
+        """Keep none."""
+        ...
+
+
+@dataclass(frozen=True)
+class LateUpdates:
+    """One plan's rule for them, at one client."""
+
+    plan: Plan
+    store: LateStore
+    client: str  # its id, in hex
+
+    def contribution(
+        self, number: int, place: tuple[str, int, str], train: Callable[[], Contribution]
+    ) -> Contribution:
+        """That of round ``number``: what is kept, where it may be used, else what ``train`` gives.
+
+        ``place``: sid, seq and rid of the sum that it is for. It is kept before this returns.
+        """
+        kept, cohort = self.store.load(), self.plan.cohort
+        if kept is None or not usable(kept, self.plan, sid=place[0], number=number):
+            given = train()
+            if given.failed:
+                return given
+            kept = LateUpdate(contribution=given, round=number, sid="", seq=0, rid="")
+        sid, seq, rid = place
+        self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, free=False))
+        return kept.at(number, cohort.late_decay)
+
+    def waiting(self, sid: str) -> list[int]:
+        """The attempt of run ``sid`` whose end the client has to see before it uses what it keeps."""
+        kept = self.store.load()
+        return [kept.seq] if kept is not None and kept.sid == sid and not kept.free else []
+
+    def settle(self, sid: str, seq: int, leaves: Iterable[Leaf]) -> None:
+        """By leaves of run ``sid``'s log, which the client has verified: free, or forgotten.
+
+        ``seq``: of the attempt that begins. What the log says nothing of is forgotten as well: it may have
+        been counted.
+        """
+        kept = self.store.load()
+        if kept is None or kept.free:
+            return
+        if kept.sid == sid and kept.seq < seq and self._ended_without(kept, list(leaves)):
+            self.store.keep(replace(kept, free=True))
+        else:
+            self.store.forget()
+
+    def _ended_without(self, kept: LateUpdate, leaves: list[Leaf]) -> bool:
+        asked = {each.rid for leaf in leaves if isinstance(leaf, Abort) for each in leaf.revealed}
+        if kept.rid in asked:  # whoever asked may hold that sum
+            return False
+        for leaf in leaves:
+            if isinstance(leaf, Alive) and leaf.rid == kept.rid:
+                # Of a list beside the log (P-8.19) its digest alone is here.
+                return isinstance(leaf.clients, list) and self.client not in leaf.clients
+        # One of a group may be another's: whose sum is missing it does not say by what a member knows.
+        return any(
+            isinstance(leaf, Abort) and (leaf.seq, leaf.group) == (kept.seq, None)
+            for leaf in leaves
+        )
+
+    def summed(self, rid: str) -> None:
+        """The client gives its shares for the sum ``rid`` with it."""
+        kept = self.store.load()
+        if kept is not None and kept.rid == rid:
+            self.store.forget()
+
+
+def usable(kept: LateUpdate, plan: Plan, *, sid: str, number: int) -> bool:
+    """Whether round ``number`` of run ``sid`` takes it."""
+    fresh = 0 <= number - kept.round <= plan.cohort.late_rounds
+    return kept.free and kept.sid == sid and fresh

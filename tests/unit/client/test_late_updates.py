@@ -1,0 +1,193 @@
+"""What a client makes of an update that no sum has: by the log, and in its file. (P-4.14)"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.kept_update import FileLate
+from client.late_updates import LateStore, LateUpdate, LateUpdates
+from protocol.errors import MachineError
+from protocol.exchange import Contribution, failed_contribution
+from protocol.plan import Plan, plan_from
+from protocol.tensor_file import decode_tensors, encode_tensors
+from protocol.transparency.leaves import Abort, Alive, AskedSum, Leaf
+
+SIZE, PLAN_DIGEST = 7, "ab" * 32
+MINE, OTHER = "01" * 16, "02" * 16
+SID, RID = "a1" * 32, "b2" * 32
+METRICS = {"examples": 4.0, "loss_sum": 2.5, "eval_examples": 3.0, "train_seconds": 0.25}
+
+
+def plan_with(**cohort: Any) -> Plan:
+    document = {
+        "name": "t",
+        "base": {"fingerprint": "0" * 64},
+        "task": {"labels": ["a", "b"]},
+        "cohort": {"late_rounds": 2} | cohort,
+    }
+    return plan_from(document, source="test")
+
+
+def trained(value: float = 1.0) -> Contribution:
+    return Contribution(update=np.full(SIZE, value, np.float32), weight=1, metrics=METRICS)
+
+
+def sent(**changes: Any) -> LateUpdate:
+    """Trained in round 3, sent in attempt 5."""
+    update = LateUpdate(contribution=trained(), round=3, sid=SID, seq=5, rid=RID)
+    return replace(update, **changes)
+
+
+def alive(clients: list[str] | str, rid: str = RID) -> Alive:
+    return Alive(seq=5, group=0, rid=rid, clients=clients, signatures={})
+
+
+def abort(group: int | None = None, seq: int = 5, revealed: bool = False) -> Abort:
+    asked = [AskedSum(group=0, rid=RID, clients=[MINE, OTHER])] if revealed else []
+    return Abort(seq=seq, group=group, round=3, attempt=1, revealed=asked)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LateStore:
+    return FileLate(tmp_path / "late", PLAN_DIGEST, "site-1", SIZE)
+
+
+@pytest.fixture
+def late(store: LateStore) -> LateUpdates:
+    return LateUpdates(plan=plan_with(), store=store, client=MINE)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "free"),
+    [
+        pytest.param([alive([OTHER])], True, id="the sum is without it"),
+        pytest.param([alive([OTHER, MINE])], False, id="the sum has it"),
+        pytest.param([alive("c3" * 32)], False, id="the list is beside the log"),
+        pytest.param([alive([OTHER], rid="d4" * 32)], False, id="another group's sum"),
+        pytest.param([abort()], True, id="the attempt failed"),
+        pytest.param([abort(seq=4)], False, id="another attempt failed"),
+        pytest.param([abort(group=1)], False, id="the sum of some group failed"),
+        pytest.param([abort(revealed=True)], False, id="the sum was asked for in vain"),
+        pytest.param([abort(), alive([OTHER, MINE])], False, id="announced with it, then failed"),
+        pytest.param([], False, id="the log says nothing"),
+    ],
+)
+def test_it_is_free_where_the_log_shows_a_sum_without_it_and_forgotten_else(
+    late: LateUpdates, leaves: list[Leaf], free: bool
+) -> None:
+    late.store.keep(sent())
+    late.settle(SID, 6, leaves)
+    kept = late.store.load()
+    assert (kept is not None and kept.free) == free
+    assert kept is None or kept.contribution.update.tolist() == [1.0] * SIZE
+    late.settle(SID, 7, [])  # nothing was sent since
+    assert (late.store.load() is not None) == free
+
+
+@pytest.mark.parametrize("changes", [{"sid": "e5" * 32}, {"seq": 6}, {"seq": 9}])
+def test_of_another_run_or_of_this_attempt_it_is_forgotten(
+    late: LateUpdates, changes: dict[str, Any]
+) -> None:
+    late.store.keep(sent(**changes))
+    late.settle(SID, 6, [alive([OTHER]), abort(seq=changes.get("seq", 5))])
+    assert late.store.load() is None
+
+
+@pytest.mark.parametrize(
+    ("number", "value"), [(3, 1.0), (4, 2**-0.5), (5, 3**-0.5), (6, 9.0), (2, 9.0)]
+)
+def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
+    late: LateUpdates, number: int, value: float
+) -> None:
+    late.store.keep(sent(free=True))
+    given = late.contribution(number, (SID, 6, "f6" * 32), lambda: trained(9.0))
+    assert given.update == pytest.approx(np.full(SIZE, value), rel=1e-6)
+    assert given.metrics["eval_examples"] == (0.0 if 0 < number - 3 <= 2 else 3.0)
+    kept = late.store.load()
+    assert kept is not None
+    assert (kept.sid, kept.seq, kept.rid, kept.free) == (SID, 6, "f6" * 32, False)
+    assert kept.round == (3 if 0 <= number - 3 <= 2 else number)
+    assert kept.contribution.update.tolist() == [1.0 if kept.round == 3 else 9.0] * SIZE
+
+
+def test_what_is_not_free_or_of_another_run_is_trained_anew(late: LateUpdates) -> None:
+    for changes in ({"free": False}, {"free": True, "sid": "e5" * 32}):
+        late.store.keep(sent(**changes))
+        given = late.contribution(4, (SID, 6, "f6" * 32), lambda: trained(9.0))
+        assert given.update.tolist() == [9.0] * SIZE
+
+
+def test_a_training_that_failed_is_not_kept(late: LateUpdates) -> None:
+    given = late.contribution(4, (SID, 6, RID), lambda: failed_contribution(SIZE))
+    assert given.failed
+    assert late.store.load() is None
+
+
+def test_where_it_cannot_be_kept_nothing_is_given(late: LateUpdates, tmp_path: Path) -> None:
+    """An older one that stays would be given twice."""
+    late.store.keep(sent(free=True))
+    (tmp_path / "late").chmod(0o755)
+    with pytest.raises(MachineError, match="open to other users"):
+        late.contribution(4, (SID, 6, "f6" * 32), lambda: trained(9.0))
+
+
+def test_shares_for_its_sum_end_it(late: LateUpdates) -> None:
+    late.store.keep(sent())
+    late.summed("f6" * 32)
+    assert late.store.load() is not None
+    assert late.waiting(SID) == [5]
+    assert late.waiting("e5" * 32) == []
+    late.summed(RID)
+    assert late.store.load() is None
+    assert late.waiting(SID) == []
+
+
+def test_the_file_is_its_owners_and_comes_back_whole(store: LateStore, tmp_path: Path) -> None:
+    update = sent(free=True)
+    store.keep(update)
+    (path,) = (tmp_path / "late").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    again = store.load()
+    assert again is not None
+    assert again.contribution.metrics == update.contribution.metrics
+    assert np.array_equal(again.contribution.update, update.contribution.update)
+    assert replace(again, contribution=update.contribution) == update
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda t, m: ({}, m), "its update is not of the plan's adapter"),
+        (lambda t, m: ({"update": t["update"][1:]}, m), "its update is not of the plan's adapter"),
+        (lambda t, m: ({"update": t["update"] * np.float32(np.nan)}, m), "not finite"),
+        (lambda t, m: (t, {}), "is not whole"),
+        (
+            lambda t, m: (t, {"fedge": m["fedge"].replace('"free":false', '"free":"no"')}),
+            "is not whole",
+        ),
+        (lambda t, m: (t, {"fedge": m["fedge"].replace("site-1", "site-2")}), "another client"),
+        (lambda t, m: (t, {"fedge": m["fedge"].replace(PLAN_DIGEST, "cd" * 32)}), "another client"),
+        (
+            lambda t, m: (t, {"fedge": m["fedge"].replace("update-1", "update-2")}),
+            "another version",
+        ),
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_remedy(
+    store: LateStore, tmp_path: Path, change: Any, fault: str
+) -> None:
+    store.keep(sent())
+    (path,) = (tmp_path / "late").iterdir()
+    tensors, about = change(*decode_tensors(path.read_bytes(), source="t"))
+    path.write_bytes(encode_tensors(tensors, about))
+    with pytest.raises(MachineError, match=fault) as raised:
+        store.load()
+    assert "delete it" in raised.value.remedy
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(MachineError):
+        store.load()
