@@ -1,38 +1,58 @@
 """What waiting for slow clients costs: time to an accuracy, with clients to spare beside without.
 
-    python benchmarks/waiting.py [--seeds 0] [--spare 4] [--out runs/waiting] [--json]
+    python benchmarks/waiting.py [--seeds 0] [--spare 4] [--late 0] [--out runs/waiting] [--json]
 
 `benchmarks/waiting.toml`: thirty devices, a third of them ten times as slow, secret sums of eleven. One run
-waits for all eleven that it asks, the other asks as many more as `--spare` says and closes with eleven. Seconds are
-those of the runs' virtual clock (a device trains for a minute, or for ten), so they are the same on every
-machine. Of each seed: the rounds' seconds, and when either run has reached the accuracy that both reach. A finished run is
-not run again. About four minutes a seed on one core.
+waits for all eleven that it asks, the other asks as many more as `--spare` says and closes with eleven, and
+takes what came too late up to `--late` rounds later. Seconds are those of the runs' virtual clock (a device
+trains for a minute, or for ten), so they are the same on every machine. Of each seed: the rounds' seconds, when
+either run has reached the accuracy that both reach, and the slow devices' share of what the second one
+summed. A finished run is not run again. About four minutes a seed on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from cells import ROOT, summary_of
 
+sys.path.insert(0, str(ROOT))
+
+from simulations.clients import client_name
+from simulations.experiment import load_experiment
+from simulations.faults import slow_clients
+
 EXPERIMENT = ROOT / "benchmarks" / "waiting.toml"
+CLIENTS = 30
 
 
-def course(seed: int, spare: int, out: Path) -> list[tuple[float, float, int]]:
-    """After each round: virtual seconds since the run began, test accuracy, clients not waited for."""
-    folder = out / f"seed{seed}-spare{spare}"
-    summary_of(str(EXPERIMENT), folder, [f"plan.seed={seed}", f"plan.cohort.spare={spare}"])
+def course(
+    seed: int, spare: int, late: int, out: Path
+) -> tuple[list[tuple[float, float, int]], float]:
+    """After each round: virtual seconds since the run began, test accuracy, clients not waited for.
+
+    And the share of all updates in sums that are of slow clients.
+    """
+    folder = out / f"seed{seed}-spare{spare}-late{late}"
+    settings = [f"plan.seed={seed}", f"plan.cohort.spare={spare}"]
+    settings += [f"plan.cohort.late_rounds={late}"] if late else []
+    summary_of(str(EXPERIMENT), folder, settings)
     paths = sorted(folder.glob("rounds/[0-9]*/record.json"))[1:]
     records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths]
     measured = json.loads((folder / "evaluations.json").read_text())["test"]
     accuracies = {entry["round"]: float(entry["accuracy"]) for entry in measured}
     failed = sorted(folder.glob("rounds/[0-9]*.attempt*.json"))
     assert not failed, failed  # their seconds would be in no record
-    return [
+    faults = load_experiment(EXPERIMENT, settings).faults
+    names = [client_name(number) for number in range(CLIENTS)]
+    slow = slow_clients(names, share=faults.slow, seed=seed)
+    used = [name for record in records for name in record["used"]]
+    rounds = [
         (
             seconds,
             accuracies[record["round"]],
@@ -42,11 +62,12 @@ def course(seed: int, spare: int, out: Path) -> list[tuple[float, float, int]]:
             records, accumulate(record["seconds"] for record in records), strict=True
         )
     ]
+    return rounds, sum(name in slow for name in used) / len(used)
 
 
-def compared(seed: int, spare: int, out: Path) -> dict[str, Any]:
+def compared(seed: int, spare: int, late: int, out: Path) -> dict[str, Any]:
     """Both runs of a seed."""
-    waiting, closing = course(seed, 0, out), course(seed, spare, out)
+    (waiting, _), (closing, slow) = course(seed, 0, 0, out), course(seed, spare, late, out)
     target = min(max(accuracy for _, accuracy, _ in run) for run in (waiting, closing))
     reached = [
         next(
@@ -69,6 +90,7 @@ def compared(seed: int, spare: int, out: Path) -> dict[str, Any]:
         "waiting_all_s": waiting[-1][0],
         "spare_all_s": closing[-1][0],
         "unawaited": sum(count for _, _, count in closing),
+        "slow_share": slow,
     }
 
 
@@ -76,27 +98,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--spare", type=int, default=4)
+    parser.add_argument("--late", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "waiting")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = [
-        compared(int(seed), arguments.spare, arguments.out) for seed in arguments.seeds.split(",")
+        compared(int(seed), arguments.spare, arguments.late, arguments.out)
+        for seed in arguments.seeds.split(",")
     ]
     if arguments.json:
         print(json.dumps(rows))
         return
     print(
-        "| seed | accuracy | waiting: minutes (rounds) | spare: minutes (rounds) | ratio | not waited for |"
+        "| seed | accuracy | waiting: minutes (rounds) | spare: minutes (rounds) | ratio | not waited for "
+        "| of slow ones |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['seed']} | {row['accuracy']:.3f} | {row['waiting_s'] / 60:.0f} ({row['waiting_rounds']}) | "
-            f"{row['spare_s'] / 60:.0f} ({row['spare_rounds']}) | {row['ratio']:.2f} | {row['unawaited']} |"
+            f"{row['spare_s'] / 60:.0f} ({row['spare_rounds']}) | {row['ratio']:.2f} | {row['unawaited']} "
+            f"| {row['slow_share']:.2f} |"
         )
     waiting, spare = (sum(row[key] for row in rows) for key in ("waiting_s", "spare_s"))
-    print(f"| all | | {waiting / 60:.0f} | {spare / 60:.0f} | {spare / waiting:.2f} | |")
+    print(f"| all | | {waiting / 60:.0f} | {spare / 60:.0f} | {spare / waiting:.2f} | | |")
 
 
 if __name__ == "__main__":

@@ -329,7 +329,9 @@ class SecretAttempt(SecretOutcome):
             common.update(self._adapters())
         last, data = b"", Array(np.zeros(0, np.uint8))
         for secret, messages in prepared:
-            for client, message in messages.items():
+            # By name: ids are of keys, and who is first of those that are as fast is in the sum.
+            for client in sorted(messages, key=secret.names.__getitem__):
+                message = messages[client]
                 if message is not last:  # most phases have one for all: a cohort's is long
                     last, data = message, Array(np.frombuffer(message, np.uint8))
                 content = RecordDict({**common, wire.SECAGG: ArrayRecord({"message": data})})

@@ -176,6 +176,35 @@ def test_the_same_seed_gives_the_same_adapter_whoever_trains_at_a_time_and_anoth
     assert one.accuracy_alone_mean is None
 
 
+def test_late_updates_are_in_later_sums_and_the_adapter_is_the_same_whoever_trains_at_a_time(
+    experiment_file: Path,
+) -> None:
+    settings = [
+        *("plan.rounds=6", "yardsticks.pooled=false", "yardsticks.alone=0", "plan.rule.name=mean"),
+        *("population.clients=12", "population.partition=iid", "plan.secrecy.exchange=secagg"),
+        *("plan.cohort.weighting=uniform",),
+        *("plan.cohort.size=9", "plan.cohort.spare=3", "plan.cohort.quorum=6"),
+        *("faults.training_s=1.0", "faults.slow=0.25", "faults.slowness=3.0"),
+        *("faults.dropout=0.0", "faults.straggler=0.0"),
+    ]
+    kept = [*settings, "plan.cohort.late_rounds=4"]
+    one = run(experiment_file, "late-a", kept)
+    same = run(experiment_file, "late-b", kept, jobs=3)
+    other = run(experiment_file, "late-c", settings)
+    assert one.adapter_digest == same.adapter_digest != other.adapter_digest
+    assert one.audit == same.audit == "ok"
+    folder = experiment_file.parent / "late-a"
+    slow = {
+        drop["client"]
+        for path in folder.glob("rounds/000[1-6]/record.json")
+        for drop in read(path)["dropped"]
+    }
+    used = [read(path)["used"] for path in sorted(folder.glob("rounds/000[1-6]/record.json"))]
+    assert slow
+    assert any(slow & {*names} for names in used)
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.glob("clients/*.late/*"))
+
+
 def test_faults_are_recorded_with_their_cause(experiment_file: Path) -> None:
     short = ["plan.rounds=4", "yardsticks.pooled=false", "yardsticks.alone=0"]
     faults = ["faults.dropout=0.2", "faults.straggler=0.2", "plan.cohort.size=6"]
