@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from simulations.experiment import load_experiment
+from simulations.jobs import EXPAND_MIB
 from simulations.progress import NoProgress
 from simulations.run import simulate
 from simulations.summary import Summary
@@ -128,7 +129,7 @@ def flower(
         nodes = []
         for number in range(sites):
             settings = (
-                f'client-id="client-{number:04d}" threads=1 '
+                f'client-id="client-{number:04d}" threads=1 expand-mib={EXPAND_MIB} '
                 f'data-path="{here}/clients/client-{number:04d}.jsonl"'
             )
             if secret:  # then the site names everything itself
