@@ -32,14 +32,14 @@ CLIENTS = 30
 
 
 def course(
-    seed: int, spare: int, late: int, out: Path
+    seed: int, spare: int, late: int, rule: str, out: Path
 ) -> tuple[list[tuple[float, float, int]], float]:
     """After each round: virtual seconds since the run began, test accuracy, clients not waited for.
 
     And the share of all updates in sums that are of slow clients.
     """
-    folder = out / f"seed{seed}-spare{spare}-late{late}"
-    settings = [f"plan.seed={seed}", f"plan.cohort.spare={spare}"]
+    folder = out / f"seed{seed}-spare{spare}-late{late}-{rule}"
+    settings = [f"plan.seed={seed}", f"plan.cohort.spare={spare}", f"plan.rule.name={rule}"]
     settings += [f"plan.cohort.late_rounds={late}"] if late else []
     summary_of(str(EXPERIMENT), folder, settings)
     paths = sorted(folder.glob("rounds/[0-9]*/record.json"))[1:]
@@ -67,7 +67,9 @@ def course(
 
 def compared(seed: int, spare: int, late: int, out: Path) -> dict[str, Any]:
     """Both runs of a seed."""
-    (waiting, _), (closing, slow) = course(seed, 0, 0, out), course(seed, spare, late, out)
+    rule = "mean" if late else "alternating"  # late updates are for rounds that all train the same
+    waiting, _ = course(seed, 0, 0, rule, out)
+    closing, slow = course(seed, spare, late, rule, out)
     target = min(max(accuracy for _, accuracy, _ in run) for run in (waiting, closing))
     reached = [
         next(
