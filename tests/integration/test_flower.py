@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -135,7 +137,8 @@ def flower(
             if secret:  # then the site names everything itself
                 settings += (
                     f' identity="{here}/clients/client-{number:04d}.key" '
-                    f'roster="{here}/roster.json" plan="{here}/plan.json" base="{base}"'
+                    f'roster="{here}/roster.json" plan="{here}/plan.json" base="{base}" '
+                    f'sessions="{tmp_path}/sessions-{number}"'
                 )
             node = ["flower-supernode", "--insecure", "--superlink", link]
             node += ["--port", str(free_port()), "--node-config", settings]
@@ -205,3 +208,61 @@ def test_a_site_that_stands_still_holds_up_no_round_that_can_spare_it(
     )
     assert {d["client"]: d["reason"] for d in first["dropped"]} == {"client-0002": "unawaited"}
     assert second["expected"] == second["used"] == ["client-0000", "client-0001"]
+
+
+@pytest.mark.slow
+def test_what_a_site_trained_too_late_is_in_a_later_sum(
+    experiment_file: Path, tmp_path: Path
+) -> None:
+    """One of five SuperNodes is stopped before it masks, and goes on when the round has closed without it."""
+    here, out = experiment_file.parent / "for-flower-late", tmp_path / "run"
+    cohort = ["plan.cohort.size=4", "plan.cohort.spare=1", "plan.cohort.quorum=4"]
+    secret = ["plan.cohort.weighting=uniform", "plan.secrecy.exchange=secagg"]
+    late = ["plan.cohort.late_rounds=8", "plan.rule.name=mean"]
+    settings = ["population.clients=5", "plan.rounds=8", *cohort, *secret, *late]
+    _, base = simulated(experiment_file, here, settings)
+    for memory in (here / "clients").glob("*.key.*"):
+        shutil.rmtree(memory) if memory.is_dir() else memory.unlink()
+    site = here / "clients" / "client-0004.key"
+    seen: set[tuple[int, int]] = (
+        set()
+    )  # the round that its update was trained in, the attempt's number
+    with flower(here, base, out, tmp_path, sites=5, secret=True) as (env, nodes):
+        wait_until(lambda: '"phase":"share"' in text_in(tmp_path / "sessions-4"))
+        os.killpg(nodes[4].pid, signal.SIGSTOP)
+        wait_until(lambda: (out / "rounds/0001/record.json").exists())
+        os.killpg(nodes[4].pid, signal.SIGCONT)
+
+        def is_kept_again() -> bool:
+            about = re.search(
+                r'"round\\*":(\d+),.*seq\\*":(\d+)', text_in(site.with_name(site.name + ".late"))
+            )
+            if about:
+                seen.add((int(about[1]), int(about[2])))
+            return any(number == 1 < sequence for number, sequence in seen)
+
+        wait_until(is_kept_again)
+        ended = wait_until_finished(env, 540)
+    assert ended["status"] == "finished:completed", ended["status-details"]
+    records = [
+        json.loads((out / f"rounds/{number:04d}/record.json").read_text()) for number in range(1, 9)
+    ]
+    dropped = {d["client"]: d["reason"] for d in records[0]["dropped"]}
+    assert dropped == {"client-0004": "unawaited"}
+    (sequence,) = {sequence for number, sequence in seen if number == 1 < sequence}
+    (record,) = (each for each in records if each["sequence"] == sequence)
+    assert "client-0004" in record["used"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def text_in(folder: Path) -> str:
+    """Of all files there; of none where there is no folder yet."""
+    with suppress(OSError):
+        return "".join(path.read_text("latin-1") for path in sorted(folder.iterdir()))
+    return ""
