@@ -17,6 +17,7 @@ import numpy as np
 from protocol.exchange import Contribution
 from protocol.plan import Plan
 from protocol.transparency.leaves import Abort, Alive, Leaf
+from protocol.transparency.shown import MOST_OPEN, Told
 
 OF_ROWS_KEPT_OUT = "eval_"  # how metrics begin that are of the adapter that was received
 
@@ -122,6 +123,11 @@ class LateUpdates:
             isinstance(leaf, Abort) and (leaf.seq, leaf.group) == (kept.seq, None)
             for leaf in leaves
         )
+
+    def told(self, told: Told, sid: str) -> Told:
+        """What the coordinator has to know of the client's memory, with this."""
+        also = [seq for seq in self.waiting(sid) if seq not in told.open]
+        return told.model_copy(update={"open": [*also, *told.open][:MOST_OPEN]})
 
     def summed(self, rid: str) -> None:
         """The client gives its shares for the sum ``rid`` with it."""

@@ -50,7 +50,6 @@ from protocol.secagg.witnessed import agree_by_log
 from protocol.transparency.policy import policy_of
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import (
-    MOST_OPEN,
     Given,
     Incoming,
     Place,
@@ -153,10 +152,7 @@ class Member:
     def told(self, sid: bytes) -> Told:
         """What the coordinator of run ``sid`` has to know of this client's memory. (P-8.10)"""
         told = self.receipts.told(sid)
-        if self.late is None:
-            return told
-        also = [seq for seq in self.late.waiting(sid.hex()) if seq not in told.open]
-        return told.model_copy(update={"open": [*also, *told.open][:MOST_OPEN]})
+        return told if self.late is None else self.late.told(told, sid.hex())
 
     def _share(
         self, request: bytes, instruction: Instruction, session: Session, log_text: str | None

@@ -117,9 +117,7 @@ class Attempt:
             attempt=self._attempt,
         )
         size, first = self._plan.cohort.asked, tuple[str, ...]()
-        if (
-            self._plan.cohort.late_rounds
-        ):  # who has trained already is in the first sum that there is
+        if self._plan.cohort.late_rounds:  # who has trained already is in the next sum (P-4.14)
             first = draw([name for name in idle if name in setting.owing.through], size=size)
             setting.owing.through.difference_update(first)
         rest = [name for name in idle if name not in first]

@@ -30,9 +30,7 @@ class Owing:
     """Answers that nobody waits for, by client."""
 
     debts: dict[str, Debt] = field(default_factory=dict)
-    through: set[str] = field(
-        default_factory=set
-    )  # who has answered since, and was not asked again
+    through: set[str] = field(default_factory=set)  # who has answered, and was not asked again
 
     def add(self, client: str, debt: Debt) -> None:
         """``client`` was asked, and the round went on without it."""

@@ -107,9 +107,7 @@ class _Found:
         self._log, self._since, self._late = log, log.size, late
         self._vectors: dict[str, list[int]] = {}
         self._ends: dict[int, list[int]] = {}
-        self._alive: dict[
-            int, list[int]
-        ] = {}  # where clients keep updates: who is in an attempt's sums
+        self._alive: dict[int, list[int]] = {}  # who is in sums, where clients keep updates
 
     def _read_from(self, since: int) -> None:
         """What lies from leaf ``since`` on: who comes back after a hundred rounds waits for old leaves."""
