@@ -1,7 +1,7 @@
 """The file of a late update: its owner's alone, of bounded size, replaced whole. (P-4.14)
 
-It is made of the client's rows, so it is private. Lost or deleted it costs one training. One put back from a backup
-would be counted twice: a site that restores a backup deletes it.
+It is made of the client's rows, so it is private. Lost or deleted it costs one training. One put back from a
+backup would be counted twice: a site that restores a backup deletes it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class LateUpdate:
 
     ``sid``, ``rid``: in hex, of the run and of the attempt's sum; ``seq``: the attempt's number; ``adapter``:
     the digest of the one that came into it; ``age``: of the update there, in rounds. ``free``: the log has
-    shown that this sum is without it. ``bound``: it may be with it; then the update is for that adapter alone.
+    shown that this sum is without it. ``bound``: it may be with it; the update is for that adapter alone.
     """
 
     contribution: Contribution
@@ -43,16 +43,21 @@ class LateUpdate:
     free: bool = False
     bound: bool = False
 
-    def at(self, age: int, decay: float) -> Contribution:
-        """What it gives to a sum ``age`` rounds later: less the older it is, no figures of its adapter."""
+    def at(self, age: int, decay: float, clip: float) -> Contribution:
+        """What it gives to a sum ``age`` rounds later: less the older it is, no figures of its adapter.
+
+        ``clip``: the L2 norm that the sum cuts to. It is cut before: else a long one would count in full.
+        """
         if not age:
             return self.contribution
         metrics = {
             name: 0.0 if name.startswith(OF_ROWS_KEPT_OUT) else value
             for name, value in self.contribution.metrics.items()
         }
-        weight = np.float32((1.0 + age) ** -decay)
-        return replace(self.contribution, update=self.contribution.update * weight, metrics=metrics)
+        update = self.contribution.update
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        weight = np.float32(min(1.0, clip / norm if norm else 1.0) * (1.0 + age) ** -decay)
+        return replace(self.contribution, update=update * weight, metrics=metrics)
 
 
 class LateStore(Protocol):
@@ -105,7 +110,8 @@ class LateUpdates:
                 return given
             kept = LateUpdate(contribution=given, round=number, sid=sid, seq=0, rid="", adapter="")
         self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, adapter=adapter))
-        return kept.at(kept.age, decay)
+        clip = self.plan.privacy.clip if self.plan.private else self.plan.secrecy.clip
+        return kept.at(kept.age, decay, clip)
 
     def waiting(self, sid: str) -> list[int]:
         """The attempt of run ``sid`` whose end the client has to see before it uses what it keeps."""

@@ -117,6 +117,14 @@ def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
     assert kept.contribution.update.tolist() == [1.0 if kept.round == 3 else 9.0] * SIZE
 
 
+def test_of_one_beyond_the_clip_age_takes_as_much(store: LateStore) -> None:
+    plan = plan_with()
+    clip, late = plan.secrecy.clip, LateUpdates(plan=plan, store=store, client=MINE)
+    late.store.keep(sent(free=True, contribution=trained(100 * clip)))
+    given = late.contribution(4, (SID, 6, "f6" * 32), FOURTH, trained)
+    assert np.linalg.norm(given.update) == pytest.approx(clip * 2**-0.5, rel=1e-6)
+
+
 def test_what_is_not_free_or_of_another_run_is_trained_anew(late: LateUpdates) -> None:
     for changes in ({"free": False}, {"free": True, "sid": "e5" * 32}):
         late.store.keep(sent(**changes))
