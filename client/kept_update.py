@@ -1,6 +1,7 @@
 """The file of a late update: its owner's alone, of bounded size, replaced whole. (P-4.14)
 
-It is made of the client's rows, so it is private. Lost or deleted it costs one training.
+It is made of the client's rows, so it is private. Lost or deleted it costs one training. One put back from a
+backup would be counted twice: a site that restores a backup deletes it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class _About(BaseModel):
     sid: Sha256
     seq: Count
     rid: Sha256
+    adapter: Sha256
+    age: Count
     free: bool
+    bound: bool
     weight: Annotated[int, Field(gt=0)]
     metrics: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
@@ -80,7 +84,10 @@ class FileLate:
             sid=about.sid,
             seq=about.seq,
             rid=about.rid,
+            adapter=about.adapter,
+            age=about.age,
             free=about.free,
+            bound=about.bound,
         )
 
     def keep(self, update: LateUpdate) -> None:
@@ -93,7 +100,10 @@ class FileLate:
             sid=update.sid,
             seq=update.seq,
             rid=update.rid,
+            adapter=update.adapter,
+            age=update.age,
             free=update.free,
+            bound=update.bound,
             weight=update.contribution.weight,
             metrics=dict(update.contribution.metrics),
         )

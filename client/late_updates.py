@@ -4,6 +4,9 @@ What a client has sent masked, and what nobody has opened, says nothing to anybo
 masked again for another sum. It must not be counted twice: the client masks it again only where the run's log
 shows that the attempt it was sent in ended without it. Who is slow contributes late, not never, and whose
 attempt failed does not train again.
+
+Of one incoming adapter a client masks one contribution, however often it is asked: the same sum opened twice
+says nothing new only while each member gives the same to both. (P-6.10)
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ OF_ROWS_KEPT_OUT = "eval_"  # how metrics begin that are of the adapter that was
 class LateUpdate:
     """A contribution as it was trained in ``round``, and the attempt that it was sent in last.
 
-    ``sid``, ``rid``: in hex, of the run and of the attempt's sum; ``seq``: the attempt's number. ``free``:
-    the log has shown that this sum is without it.
+    ``sid``, ``rid``: in hex, of the run and of the attempt's sum; ``seq``: the attempt's number; ``adapter``:
+    the digest of the one that came into it; ``age``: of the update there, in rounds. ``free``: the log has
+    shown that this sum is without it. ``bound``: it may be with it; the update is for that adapter alone.
     """
 
     contribution: Contribution
@@ -35,19 +39,26 @@ class LateUpdate:
     sid: str
     seq: int
     rid: str
+    adapter: str
+    age: int = 0
     free: bool = False
+    bound: bool = False
 
-    def at(self, number: int, decay: float) -> Contribution:
-        """What it gives to the sum of round ``number``: less the older it is, no figures of its adapter."""
-        age = number - self.round
+    def at(self, age: int, decay: float, clip: float) -> Contribution:
+        """What it gives to a sum ``age`` rounds later: less the older it is, no figures of its adapter.
+
+        ``clip``: the L2 norm that the sum cuts to. It is cut before: else a long one would count in full.
+        """
         if not age:
             return self.contribution
         metrics = {
             name: 0.0 if name.startswith(OF_ROWS_KEPT_OUT) else value
             for name, value in self.contribution.metrics.items()
         }
-        weight = np.float32((1.0 + age) ** -decay)
-        return replace(self.contribution, update=self.contribution.update * weight, metrics=metrics)
+        update = self.contribution.update
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        weight = np.float32(min(1.0, clip / norm if norm else 1.0) * (1.0 + age) ** -decay)
+        return replace(self.contribution, update=update * weight, metrics=metrics)
 
 
 class LateStore(Protocol):
@@ -75,38 +86,58 @@ class LateUpdates:
     client: str  # its id, in hex
 
     def contribution(
-        self, number: int, place: tuple[str, int, str], train: Callable[[], Contribution]
+        self,
+        number: int,
+        place: tuple[str, int, str],
+        adapter: str,
+        train: Callable[[], Contribution],
     ) -> Contribution:
         """That of round ``number``: what is kept, where it may be used, else what ``train`` gives.
 
-        ``place``: sid, seq and rid of the sum that it is for. It is kept before this returns.
+        ``place``: sid, seq and rid of the sum that it is for; ``adapter``: the digest of the one that came
+        in, for which it is the same every time. It is kept before this returns.
         """
-        kept, cohort = self.store.load(), self.plan.cohort
-        if kept is None or not usable(kept, self.plan, sid=place[0], number=number):
-            given = train()
-            if given.failed:
-                return given
-            kept = LateUpdate(contribution=given, round=number, sid="", seq=0, rid="")
+        kept, decay = self.store.load(), self.plan.cohort.late_decay
         sid, seq, rid = place
-        self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, free=False))
-        return kept.at(number, cohort.late_decay)
+        if kept is not None and (kept.sid, kept.adapter) == (sid, adapter):
+            elsewhere = not kept.free and kept.rid != rid  # another session's, with no end yet
+            kept = replace(kept, free=False, bound=kept.bound or elsewhere)
+        elif kept is not None and usable(kept, self.plan, sid=sid, number=number):
+            kept = replace(kept, age=number - kept.round, free=False)
+        else:
+            given = train()
+            # A file with such numbers would be refused, and the refusal would name who failed.
+            if given.failed or not np.isfinite(given.update).all():
+                return given
+            kept = LateUpdate(contribution=given, round=number, sid=sid, seq=0, rid="", adapter="")
+        self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, adapter=adapter))
+        clip = self.plan.privacy.clip if self.plan.private else self.plan.secrecy.clip
+        return kept.at(kept.age, decay, clip)
 
     def waiting(self, sid: str) -> list[int]:
         """The attempt of run ``sid`` whose end the client has to see before it uses what it keeps."""
         kept = self.store.load()
-        return [kept.seq] if kept is not None and kept.sid == sid and not kept.free else []
+        if kept is None or kept.sid != sid or kept.free or kept.bound:
+            return []
+        return [kept.seq]
 
-    def settle(self, sid: str, seq: int, leaves: Iterable[Leaf]) -> None:
-        """By leaves of run ``sid``'s log, which the client has verified: free, or forgotten.
+    def settle(self, sid: str, seq: int, adapter: str, leaves: Iterable[Leaf]) -> None:
+        """By leaves of run ``sid``'s log, which the client has verified: free, bound, or forgotten.
 
-        ``seq``: of the attempt that begins. What the log says nothing of is forgotten as well: it may have
-        been counted.
+        ``seq``: of the attempt that begins, into which the one with digest ``adapter`` comes. What the log
+        says nothing of may have been counted.
         """
         kept = self.store.load()
         if kept is None or kept.free:
             return
-        if kept.sid == sid and kept.seq < seq and self._ended_without(kept, list(leaves)):
+        same = (kept.sid, kept.adapter) == (sid, adapter)
+        if kept.bound and same:
+            return
+        before = kept.sid == sid and kept.seq < seq and not kept.bound
+        if before and self._ended_without(kept, list(leaves)):
             self.store.keep(replace(kept, free=True))
+        elif same:
+            self.store.keep(replace(kept, bound=True))
         else:
             self.store.forget()
 
@@ -133,7 +164,7 @@ class LateUpdates:
         """The client gives its shares for the sum ``rid`` with it."""
         kept = self.store.load()
         if kept is not None and kept.rid == rid:
-            self.store.forget()
+            self.store.keep(replace(kept, bound=True))
 
 
 def usable(kept: LateUpdate, plan: Plan, *, sid: str, number: int) -> bool:

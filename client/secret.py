@@ -170,7 +170,8 @@ class Member:
         )
         self._verify_voids(session.sid, instruction)
         if self.late is not None:
-            self.late.settle(session.sid.hex(), session.seq, leaves_of(shown))
+            run, adapter = session.sid.hex(), instruction.adapter_digest
+            self.late.settle(run, session.seq, adapter, leaves_of(shown))
         digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
@@ -376,7 +377,10 @@ class Member:
         opened = core.open_shares(part(session.shared), request, terms, policy=self.policy)
         if self.late is not None:
             place = session.sid.hex(), session.seq, opened.rid.hex()
-            contribute = partial(self.late.contribution, instruction.round, place, contribute)
+            adapter = instruction.adapter_digest
+            contribute = partial(
+                self.late.contribution, instruction.round, place, adapter, contribute
+            )
         words = self._words(encoding, instruction, contribute)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)

@@ -20,6 +20,7 @@ from protocol.transparency.leaves import Abort, Alive, AskedSum, Leaf
 SIZE, PLAN_DIGEST = 7, "ab" * 32
 MINE, OTHER = "01" * 16, "02" * 16
 SID, RID = "a1" * 32, "b2" * 32
+THIRD, FOURTH = "a3" * 32, "a4" * 32  # adapters that come into rounds 3 and 4
 METRICS = {"examples": 4.0, "loss_sum": 2.5, "eval_examples": 3.0, "train_seconds": 0.25}
 
 
@@ -39,7 +40,7 @@ def trained(value: float = 1.0) -> Contribution:
 
 def sent(**changes: Any) -> LateUpdate:
     """Trained in round 3, sent in attempt 5."""
-    update = LateUpdate(contribution=trained(), round=3, sid=SID, seq=5, rid=RID)
+    update = LateUpdate(contribution=trained(), round=3, sid=SID, seq=5, rid=RID, adapter=THIRD)
     return replace(update, **changes)
 
 
@@ -81,11 +82,11 @@ def test_it_is_free_where_the_log_shows_a_sum_without_it_and_forgotten_else(
     late: LateUpdates, leaves: list[Leaf], free: bool
 ) -> None:
     late.store.keep(sent())
-    late.settle(SID, 6, leaves)
+    late.settle(SID, 6, FOURTH, leaves)
     kept = late.store.load()
     assert (kept is not None and kept.free) == free
     assert kept is None or kept.contribution.update.tolist() == [1.0] * SIZE
-    late.settle(SID, 7, [])  # nothing was sent since
+    late.settle(SID, 7, FOURTH, [])  # nothing was sent since
     assert (late.store.load() is not None) == free
 
 
@@ -94,7 +95,7 @@ def test_of_another_run_or_of_this_attempt_it_is_forgotten(
     late: LateUpdates, changes: dict[str, Any]
 ) -> None:
     late.store.keep(sent(**changes))
-    late.settle(SID, 6, [alive([OTHER]), abort(seq=changes.get("seq", 5))])
+    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort(seq=changes.get("seq", 5))])
     assert late.store.load() is None
 
 
@@ -105,7 +106,8 @@ def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
     late: LateUpdates, number: int, value: float
 ) -> None:
     late.store.keep(sent(free=True))
-    given = late.contribution(number, (SID, 6, "f6" * 32), lambda: trained(9.0))
+    adapter = THIRD if number == 3 else FOURTH
+    given = late.contribution(number, (SID, 6, "f6" * 32), adapter, lambda: trained(9.0))
     assert given.update == pytest.approx(np.full(SIZE, value), rel=1e-6)
     assert given.metrics["eval_examples"] == (0.0 if 0 < number - 3 <= 2 else 3.0)
     kept = late.store.load()
@@ -115,16 +117,32 @@ def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
     assert kept.contribution.update.tolist() == [1.0 if kept.round == 3 else 9.0] * SIZE
 
 
+def test_of_one_beyond_the_clip_age_takes_as_much(store: LateStore) -> None:
+    plan = plan_with()
+    clip, late = plan.secrecy.clip, LateUpdates(plan=plan, store=store, client=MINE)
+    late.store.keep(sent(free=True, contribution=trained(100 * clip)))
+    given = late.contribution(4, (SID, 6, "f6" * 32), FOURTH, trained)
+    assert np.linalg.norm(given.update) == pytest.approx(clip * 2**-0.5, rel=1e-6)
+
+
 def test_what_is_not_free_or_of_another_run_is_trained_anew(late: LateUpdates) -> None:
     for changes in ({"free": False}, {"free": True, "sid": "e5" * 32}):
         late.store.keep(sent(**changes))
-        given = late.contribution(4, (SID, 6, "f6" * 32), lambda: trained(9.0))
+        given = late.contribution(4, (SID, 6, "f6" * 32), FOURTH, lambda: trained(9.0))
         assert given.update.tolist() == [9.0] * SIZE
 
 
 def test_a_training_that_failed_is_not_kept(late: LateUpdates) -> None:
-    given = late.contribution(4, (SID, 6, RID), lambda: failed_contribution(SIZE))
+    given = late.contribution(4, (SID, 6, RID), FOURTH, lambda: failed_contribution(SIZE))
     assert given.failed
+    assert late.store.load() is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_training_that_diverged_is_not_kept(late: LateUpdates, value: float) -> None:
+    """Else its file would be refused from then on, in words that the coordinator reads. (P-4.4)"""
+    late.contribution(4, (SID, 6, RID), FOURTH, lambda: trained(value))
+    assert late.waiting(SID) == []
     assert late.store.load() is None
 
 
@@ -133,18 +151,44 @@ def test_where_it_cannot_be_kept_nothing_is_given(late: LateUpdates, tmp_path: P
     late.store.keep(sent(free=True))
     (tmp_path / "late").chmod(0o755)
     with pytest.raises(MachineError, match="open to other users"):
-        late.contribution(4, (SID, 6, "f6" * 32), lambda: trained(9.0))
+        late.contribution(4, (SID, 6, "f6" * 32), FOURTH, lambda: trained(9.0))
 
 
 def test_shares_for_its_sum_end_it(late: LateUpdates) -> None:
     late.store.keep(sent())
     late.summed("f6" * 32)
-    assert late.store.load() is not None
     assert late.waiting(SID) == [5]
     assert late.waiting("e5" * 32) == []
     late.summed(RID)
-    assert late.store.load() is None
     assert late.waiting(SID) == []
+    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort()])
+    assert late.store.load() is None
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_of_one_adapter_it_gives_the_same_whatever_came_of_its_sum(
+    late: LateUpdates, opened: bool
+) -> None:
+    """Two sums of the same clients would show what one that gives something else has changed. (P-6.10)"""
+    late.store.keep(sent(free=True))
+    asked = (abort(), abort(seq=6, revealed=True), alive([MINE, OTHER], rid="d6" * 32))
+    first = late.contribution(5, (SID, 6, "d6" * 32), FOURTH, lambda: trained(9.0))
+    if opened:
+        late.summed("d6" * 32)
+    for number, seq in ((5, 7), (5, 8), (6, 9)):  # also after a round that was void
+        late.settle(SID, seq, FOURTH, asked)
+        given = late.contribution(number, (SID, seq, f"{seq:064x}"), FOURTH, lambda: trained(9.0))
+        assert given.update.tolist() == first.update.tolist()
+        assert given.metrics == first.metrics
+    late.settle(SID, 10, "a5" * 32, [alive([OTHER], rid=f"{9:064x}")])
+    assert late.store.load() is None  # an earlier sum may have it
+
+
+def test_of_two_sessions_with_one_adapter_none_frees_what_the_other_sent(late: LateUpdates) -> None:
+    late.contribution(4, (SID, 6, "d6" * 32), FOURTH, trained)
+    late.contribution(4, (SID, 7, "d7" * 32), FOURTH, lambda: trained(9.0))
+    late.settle(SID, 8, "a5" * 32, [abort(seq=7)])
+    assert late.store.load() is None
 
 
 def test_the_file_is_its_owners_and_comes_back_whole(store: LateStore, tmp_path: Path) -> None:
