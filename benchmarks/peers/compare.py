@@ -1,13 +1,15 @@
-"""The same work by fedge, by plain peft and by Flower's simulation, each in processes of its own.
+"""The same work by fedge, plain peft, and the simulations of Flower, NVFlare and pfl, each in processes of its own.
 
-    python benchmarks/peers/compare.py [--experiment demo] [--set KEY=VALUE ...] [--to 0.85] [--out FOLDER] [--json]
+    python benchmarks/peers/compare.py [--experiment demo] [--set KEY=VALUE ...] [--to 0.85] [--cores 2] [--out FOLDER] [--json]
 
 fedge prepares devices and rows and trains with ONNX Runtime, on a base of 32 bits and on int4; the peers read
 its run folder: the same model, rows, partition, batches a round, learning rates, in float32. Measured is the
 whole process tree: CPU seconds, peak memory (shared pages counted once), wall seconds; accuracy by round; bytes
 that a client sends; seconds until the accuracy ``--to`` was first seen. What ``--out`` has is not run again.
-Flower needs Ray (`pip install -e '.[ray]'`). Cores are two: fedge trains two clients at a time, Flower has two
-actors, torch has two threads.
+Flower needs Ray (`pip install -e '.[ray]'`); NVFlare and pfl get environments of their own under ``--out``, which a
+registry must be reached for; who has none is left out. ``--cores`` are as many clients as fedge trains at a time,
+actors that Flower has, threads of NVFlare's simulator, threads of torch in peft's and pfl's one process: 1 where
+other work holds the second core, for two threads of torch wait for each other then.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.peers.environments import NoEnvironmentError, python_of
 from benchmarks.process_tree import cpu_of_tree
 
 HERE = Path(__file__).resolve().parent
@@ -67,9 +71,12 @@ def _pss(process: int) -> int:
     return 0
 
 
-def watched(command: list[str], log: Path, threads: int) -> dict[str, float]:
+def watched(command: list[str], log: Path, cores: int) -> dict[str, float]:
     """Run it. Raises SystemExit with the end of its log when it fails."""
-    environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **QUIET}
+    environment |= {"OMP_NUM_THREADS": str(cores), "PEER_CORES": str(cores)}
+    if command[0] != sys.executable:
+        environment.pop("PYTHONPATH", None)  # it names packages of this environment
     started = time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -82,16 +89,16 @@ def watched(command: list[str], log: Path, threads: int) -> dict[str, float]:
     return {"wall_s": time.perf_counter() - started, "cpu_s": tree.cpu, "peak_bytes": tree.peak}
 
 
-def fedge(experiment: str, settings: list[str], bits: int, out: Path) -> dict[str, Any]:
+def fedge(experiment: str, settings: list[str], bits: int, out: Path, cores: int) -> dict[str, Any]:
     """Twice: the first run builds the base, which the second finds."""
     folder = out / f"run-{bits}"
-    command = [sys.executable, "-m", "fedge", "simulate", experiment, "--jobs", "2"]
+    command = [sys.executable, "-m", "fedge", "simulate", experiment, "--jobs", str(cores)]
     command += [p for s in [*PLAN, f"base.bits={bits}", *settings] for p in ("--set", s)]
     if not (folder / "summary.json").exists():
-        watched([*command, "--out", str(folder), "--json"], out / f"run-{bits}.log", 2)
+        watched([*command, "--out", str(folder), "--json"], out / f"run-{bits}.log", cores)
     again = out / f"again-{bits}"
     shutil.rmtree(again, ignore_errors=True)  # of a measurement that was cut off
-    measured = watched([*command, "--out", str(again), "--json"], out / f"again-{bits}.log", 2)
+    measured = watched([*command, "--out", str(again), "--json"], out / f"again-{bits}.log", cores)
     summary = json.loads((again / "summary.json").read_text())
     seconds = json.loads((again / "timings.json").read_text())["rounds"]
     shares = {
@@ -109,10 +116,13 @@ def fedge(experiment: str, settings: list[str], bits: int, out: Path) -> dict[st
     }
 
 
-def peer(name: str, run: Path, out: Path) -> dict[str, Any]:
+def peer(name: str, out: Path, cores: int, pins: str = "") -> dict[str, Any]:
+    """``<name>.py`` on the rows of fedge's run of 32 bits; in the environment of ``<pins>.txt`` where that is named."""
+    python = str(python_of(pins, out)) if pins else sys.executable
     result = out / f"{name}.rounds.json"
-    command = [sys.executable, str(HERE / f"{name}.py"), str(run), str(result)]
-    measured = watched(command, out / f"{name}.log", 2)
+    result.unlink(missing_ok=True)  # of a measurement that was cut off
+    command = [python, str(HERE / f"{name}.py"), str(out / "run-32"), str(result)]
+    measured = watched(command, out / f"{name}.log", cores)
     return measured | json.loads(result.read_text())
 
 
@@ -125,29 +135,52 @@ def main() -> None:
     parser.add_argument("--experiment", default="demo")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--to", type=float, default=0.85)
+    parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("bench-peers"))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    run = out / "run-32"
-    systems = {
-        "fedge, 32 bits": lambda: fedge(arguments.experiment, arguments.settings, 32, out),
-        "fedge, int4": lambda: fedge(arguments.experiment, arguments.settings, 4, out),
-        "peft, one after the other": lambda: peer("sequential", run, out),
-    }
-    if find_spec("ray") is not None:
-        systems["Flower's simulation with peft"] = lambda: peer("flower", run, out)
-    results: dict[str, Any] = {}
-    for name, measure in systems.items():
-        kept = out / f"{name.replace(' ', '-')}.json"
-        if not kept.exists():
-            kept.write_text(json.dumps(measure()))
-        results[name] = json.loads(kept.read_text())
-        results[name]["to_s"] = reached(results[name], arguments.to)
+    results = measured_once(systems_of(arguments, out), out)
+    for result in results.values():
+        result["to_s"] = reached(result, arguments.to)
     if arguments.json:
         print(json.dumps(results))
-        return
+    else:
+        table(results)
+
+
+def systems_of(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """By name, what measures it. The first is before the others, which read its run."""
+    cores, settings = arguments.cores, arguments.settings
+    systems: dict[str, Callable[[], dict[str, Any]]] = {
+        "fedge, 32 bits": lambda: fedge(arguments.experiment, settings, 32, out, cores),
+        "fedge, int4": lambda: fedge(arguments.experiment, settings, 4, out, cores),
+        "peft, one after the other": lambda: peer("sequential", out, cores),
+    }
+    if find_spec("ray") is not None:
+        systems["Flower's simulation with peft"] = lambda: peer("flower", out, cores)
+    systems["NVFlare's simulator with peft"] = lambda: peer("nvflare_peer", out, cores, "nvflare")
+    systems["pfl's simulation with peft"] = lambda: peer("pfl_peer", out, cores, "pfl")
+    return systems
+
+
+def measured_once(systems: dict[str, Callable[[], dict[str, Any]]], out: Path) -> dict[str, Any]:
+    """By name; what ``out`` keeps is read, and who has no environment is left out with a word on stderr."""
+    results = {}
+    for name, measure in systems.items():
+        kept = out / f"{name.replace(' ', '-')}.json"
+        try:
+            if not kept.exists():
+                kept.write_text(json.dumps(measure()))
+        except NoEnvironmentError as error:
+            print(f"{name} is left out, it could not be installed: {error}", file=sys.stderr)
+            continue
+        results[name] = json.loads(kept.read_text())
+    return results
+
+
+def table(results: dict[str, Any]) -> None:
     print(f"{'':30} {'CPU s':>7} {'wall s':>7} {'peak MB':>8} {'up kB':>6} {'last':>6} {'to':>7}")
     for name, found in results.items():
         to = "-" if found["to_s"] is None else f"{found['to_s']:.0f} s"

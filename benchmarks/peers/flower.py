@@ -3,7 +3,8 @@
     python benchmarks/peers/flower.py RUN OUT
 
 Each message builds the model, loads the adapter, trains an epoch, answers with the adapter; FedAvg averages;
-the server evaluates. As in :mod:`sequential` but over Flower's engine: two actors of one core.
+the server evaluates. As in :mod:`sequential` but over Flower's engine: actors of one core each, as many as the
+machine has cores or ``PEER_CORES`` says.
 """
 
 from __future__ import annotations
@@ -87,9 +88,13 @@ if __name__ == "__main__":
     RUN, OUT = Path(sys.argv[1]), Path(sys.argv[2])
     from work import read_work
 
+    cores = os.environ.get("PEER_CORES")
     run_simulation(
         server,
         client,
         num_supernodes=len(read_work(RUN).clients),
-        backend_config={"client_resources": {"num_cpus": 1.0, "num_gpus": 0.0}},
+        backend_config={
+            "init_args": {"num_cpus": int(cores)} if cores else {},
+            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
+        },
     )
