@@ -40,6 +40,8 @@ def course(
     """
     folder = out / f"seed{seed}-spare{spare}-late{late}-{rule}"
     settings = [f"plan.seed={seed}", f"plan.cohort.spare={spare}", f"plan.rule.name={rule}"]
+    if rule == "mean":  # momentum goes on in the direction of old updates
+        settings.append("plan.server.optimizer=fedavg")
     settings += [f"plan.cohort.late_rounds={late}"] if late else []
     summary_of(str(EXPERIMENT), folder, settings)
     paths = sorted(folder.glob("rounds/[0-9]*/record.json"))[1:]

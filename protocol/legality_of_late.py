@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from protocol.plan import Plan
 from protocol.privacy.legality import Said
 from protocol.recipe import Recipe
+from protocol.transparency.lists import INLINE_UP_TO
 
 FIELD, WITHOUT = "cohort.late_rounds", "late_rounds = 0, or "
 
@@ -28,6 +29,21 @@ def said_of_late(plan: Plan) -> Iterator[Said]:
             FIELD,
             "control variates follow what a round moved by the adapter that it began with",
             WITHOUT + "leave out `local.scaffold`",
+        )
+    if plan.least_sum > INLINE_UP_TO:
+        yield (
+            "warning",
+            FIELD,
+            f"leaves of sums of more than {INLINE_UP_TO} clients do not name them: only of attempts that "
+            "failed a client learns that its update is in no sum",
+            "late_rounds = 0, or more groups",
+        )
+    if plan.server.optimizer != "fedavg":
+        yield (
+            "warning",
+            "server.optimizer",
+            f"`{plan.server.optimizer}` goes on for rounds in the direction of an update that is old already",
+            'with late updates use "fedavg" (docs/results.md)',
         )
     yield (
         "note",

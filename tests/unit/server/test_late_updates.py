@@ -173,7 +173,7 @@ def test_a_failed_attempt_costs_no_second_training(tmp_path: Path) -> None:
 
 def test_with_noise_a_kept_update_spends_with_the_sum_that_has_it(tmp_path: Path) -> None:
     noise = {"mechanism": "distributed", "noise_multiplier": 4.0, "epsilon": 400.0, "clip": 1.0}
-    run, sites = late_run(tmp_path, privacy=noise)
+    run, sites = late_run(tmp_path, privacy=noise, rule={"name": "first"})
     used = Counter(site for each in counted(run, sites) for site in each)
     for site in range(12):
         account = FileLedger(sites.folder / f"{site}.jsonl").account()
