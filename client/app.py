@@ -203,7 +203,7 @@ def _late(
     key = read_identity(identity_path(context)).public_key().public_bytes_raw()
     size = recipe.round_layout(instruction.round).size
     store = FileLate(late_path(context), plan.digest, name, size)
-    return LateUpdates(plan=plan, store=store, client=client_id(key).hex())
+    return LateUpdates(plan=plan, store=store, client=client_id(key).hex(), size=size)
 
 
 def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:

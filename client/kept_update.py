@@ -1,7 +1,8 @@
 """The file of a late update: its owner's alone, of bounded size, replaced whole. (P-4.14)
 
-It is made of the client's rows, so it is private. Lost or deleted it costs one training. One put back from a
-backup would be counted twice: a site that restores a backup deletes it.
+It is made of the client's rows, so it is private. Lost or deleted it costs one training, and a round where a
+sum of its adapter is asked for again. One put back from a backup would be counted twice: a site that
+restores a backup deletes it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class _About(BaseModel):
     age: Count
     free: bool
     bound: bool
+    failed: bool
     weight: Annotated[int, Field(gt=0)]
     metrics: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
@@ -77,7 +79,9 @@ class FileLate:
             raise self._odd("its update is not of the plan's adapter")
         if not np.isfinite(update).all():
             raise self._odd("its update is not finite")
-        contribution = Contribution(update=update, weight=about.weight, metrics=about.metrics)
+        contribution = Contribution(
+            update=update, weight=about.weight, metrics=about.metrics, failed=about.failed
+        )
         return LateUpdate(
             contribution=contribution,
             round=about.round,
@@ -104,6 +108,7 @@ class FileLate:
             age=update.age,
             free=update.free,
             bound=update.bound,
+            failed=update.contribution.failed,
             weight=update.contribution.weight,
             metrics=dict(update.contribution.metrics),
         )

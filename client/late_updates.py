@@ -6,7 +6,8 @@ shows that the attempt it was sent in ended without it. Who is slow contributes 
 attempt failed does not train again.
 
 Of one incoming adapter a client masks one contribution, however often it is asked: the same sum opened twice
-says nothing new only while each member gives the same to both. (P-6.10)
+says nothing new only while each member gives the same to both. (P-6.10) So a training that failed is kept as
+well, and who has helped to open a sum and has not kept what it gave takes no part in another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from protocol.exchange import Contribution
+from protocol.errors import SecrecyError
+from protocol.exchange import Contribution, failed_contribution
 from protocol.plan import Plan
 from protocol.transparency.leaves import Abort, Alive, Leaf
 from protocol.transparency.shown import MOST_OPEN, Told
@@ -49,7 +51,7 @@ class LateUpdate:
 
         ``clip``: the L2 norm that the sum cuts to. It is cut before: else a long one would count in full.
         """
-        if not age:
+        if not age or self.contribution.failed:
             return self.contribution
         metrics = {
             name: 0.0 if name.startswith(OF_ROWS_KEPT_OUT) else value
@@ -79,11 +81,12 @@ class LateStore(Protocol):
 
 @dataclass(frozen=True)
 class LateUpdates:
-    """One plan's rule for them, at one client."""
+    """One plan's rule at one client: ``client`` is its id in hex, updates are of ``size`` numbers."""
 
     plan: Plan
     store: LateStore
-    client: str  # its id, in hex
+    client: str
+    size: int
 
     def contribution(
         self,
@@ -95,24 +98,33 @@ class LateUpdates:
         """That of round ``number``: what is kept, where it may be used, else what ``train`` gives.
 
         ``place``: sid, seq and rid of the sum that it is for; ``adapter``: the digest of the one that came
-        in, for which it is the same every time. It is kept before this returns.
+        in, for which it is the same every time. It is kept before this returns or raises what ``train`` does.
         """
         kept, decay = self.store.load(), self.plan.cohort.late_decay
-        sid, seq, rid = place
+        (sid, seq, rid), failure = place, None
         if kept is not None and (kept.sid, kept.adapter) == (sid, adapter):
             elsewhere = not kept.free and kept.rid != rid  # another session's, with no end yet
             kept = replace(kept, free=False, bound=kept.bound or elsewhere)
         elif kept is not None and usable(kept, self.plan, sid=sid, number=number):
             kept = replace(kept, age=number - kept.round, free=False)
         else:
-            given = train()
-            # A file with such numbers would be refused, and the refusal would name who failed.
-            if given.failed or not np.isfinite(given.update).all():
-                return given
+            given, failure = self._trained(train)
             kept = LateUpdate(contribution=given, round=number, sid=sid, seq=0, rid="", adapter="")
         self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, adapter=adapter))
+        if failure is not None:
+            raise failure
         clip = self.plan.privacy.clip if self.plan.private else self.plan.secrecy.clip
         return kept.at(kept.age, decay, clip)
+
+    def _trained(self, train: Callable[[], Contribution]) -> tuple[Contribution, Exception | None]:
+        """What ``train`` gives, or zeros and what it raised."""
+        try:
+            given = train()
+        except Exception as error:
+            return failed_contribution(self.size), error
+        if given.update.shape != (self.size,) or not np.isfinite(given.update).all():
+            return failed_contribution(self.size), None
+        return given, None
 
     def waiting(self, sid: str) -> list[int]:
         """The attempt of run ``sid`` whose end the client has to see before it uses what it keeps."""
@@ -121,13 +133,23 @@ class LateUpdates:
             return []
         return [kept.seq]
 
-    def settle(self, sid: str, seq: int, adapter: str, leaves: Iterable[Leaf]) -> None:
+    def settle(
+        self, sid: str, seq: int, adapter: str, leaves: Iterable[Leaf], *, opened: bool
+    ) -> None:
         """By leaves of run ``sid``'s log, which the client has verified: free, bound, or forgotten.
 
         ``seq``: of the attempt that begins, into which the one with digest ``adapter`` comes. What the log
-        says nothing of may have been counted.
+        says nothing of may have been counted. ``opened``: the client has given shares for a sum of that
+        adapter; raises SecrecyError ``update.lost`` where what it gave to it is not there.
         """
         kept = self.store.load()
+        if opened and (kept is None or (kept.sid, kept.adapter) != (sid, adapter)):
+            raise SecrecyError(
+                "update.lost",
+                "this client has helped to open a sum of this adapter and has not kept its update for it: "
+                "another one would show both",
+                "nothing was revealed; it takes part again with the next adapter",
+            )
         if kept is None or kept.free:
             return
         same = (kept.sid, kept.adapter) == (sid, adapter)
@@ -170,4 +192,4 @@ class LateUpdates:
 def usable(kept: LateUpdate, plan: Plan, *, sid: str, number: int) -> bool:
     """Whether round ``number`` of run ``sid`` takes it."""
     fresh = 0 <= number - kept.round <= plan.cohort.late_rounds
-    return kept.free and kept.sid == sid and fresh
+    return kept.free and kept.sid == sid and fresh and not kept.contribution.failed

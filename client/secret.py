@@ -171,7 +171,8 @@ class Member:
         self._verify_voids(session.sid, instruction)
         if self.late is not None:
             run, adapter = session.sid.hex(), instruction.adapter_digest
-            self.late.settle(run, session.seq, adapter, leaves_of(shown))
+            opened = any(line.plan == plan for line in self.openings.of_adapter(adapter))
+            self.late.settle(run, session.seq, adapter, leaves_of(shown), opened=opened)
         digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),

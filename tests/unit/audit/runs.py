@@ -184,6 +184,7 @@ class Sites:
                 self.folder / f"{site}.late", self.plan.digest, _name(site), self._size(number)
             ),
             client=client_id(self.roster[_name(site)]).hex(),
+            size=self._size(number),
         )
 
     def ready(self, site: int, number: int) -> bool:

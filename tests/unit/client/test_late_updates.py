@@ -11,7 +11,7 @@ import pytest
 
 from client.kept_update import FileLate
 from client.late_updates import LateStore, LateUpdate, LateUpdates
-from protocol.errors import MachineError
+from protocol.errors import MachineError, SecrecyError, UpdateError
 from protocol.exchange import Contribution, failed_contribution
 from protocol.plan import Plan, plan_from
 from protocol.tensor_file import decode_tensors, encode_tensors
@@ -60,7 +60,7 @@ def store(tmp_path: Path) -> LateStore:
 
 @pytest.fixture
 def late(store: LateStore) -> LateUpdates:
-    return LateUpdates(plan=plan_with(), store=store, client=MINE)
+    return LateUpdates(plan=plan_with(), store=store, client=MINE, size=SIZE)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_it_is_free_where_the_log_shows_a_sum_without_it_and_forgotten_else(
     late: LateUpdates, leaves: list[Leaf], free: bool
 ) -> None:
     late.store.keep(sent())
-    late.settle(SID, 6, FOURTH, leaves)
+    late.settle(SID, 6, FOURTH, leaves, opened=False)
     kept = late.store.load()
     assert (kept is not None and kept.free) == free
     assert kept is None or kept.contribution.update.tolist() == [1.0] * SIZE
-    late.settle(SID, 7, FOURTH, [])  # nothing was sent since
+    late.settle(SID, 7, FOURTH, [], opened=False)  # nothing was sent since
     assert (late.store.load() is not None) == free
 
 
@@ -95,7 +95,7 @@ def test_of_another_run_or_of_this_attempt_it_is_forgotten(
     late: LateUpdates, changes: dict[str, Any]
 ) -> None:
     late.store.keep(sent(**changes))
-    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort(seq=changes.get("seq", 5))])
+    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort(seq=changes.get("seq", 5))], opened=False)
     assert late.store.load() is None
 
 
@@ -119,7 +119,7 @@ def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
 
 def test_of_one_beyond_the_clip_age_takes_as_much(store: LateStore) -> None:
     plan = plan_with()
-    clip, late = plan.secrecy.clip, LateUpdates(plan=plan, store=store, client=MINE)
+    clip, late = plan.secrecy.clip, LateUpdates(plan=plan, store=store, client=MINE, size=SIZE)
     late.store.keep(sent(free=True, contribution=trained(100 * clip)))
     given = late.contribution(4, (SID, 6, "f6" * 32), FOURTH, trained)
     assert np.linalg.norm(given.update) == pytest.approx(clip * 2**-0.5, rel=1e-6)
@@ -132,18 +132,38 @@ def test_what_is_not_free_or_of_another_run_is_trained_anew(late: LateUpdates) -
         assert given.update.tolist() == [9.0] * SIZE
 
 
-def test_a_training_that_failed_is_not_kept(late: LateUpdates) -> None:
-    given = late.contribution(4, (SID, 6, RID), FOURTH, lambda: failed_contribution(SIZE))
-    assert given.failed
-    assert late.store.load() is None
+def test_a_training_that_failed_gives_the_same_to_a_sum_of_that_adapter_and_nothing_to_others(
+    late: LateUpdates,
+) -> None:
+    """Who trained well the second time would be what two openings of one sum differ by."""
+
+    def diverged() -> Contribution:
+        raise UpdateError("the loss is not finite", "lower the rate")
+
+    nan = Contribution(update=np.full(SIZE, np.nan, np.float32), weight=1, metrics=METRICS)
+    for number, train in enumerate((diverged, lambda: nan, lambda: failed_contribution(SIZE)), 4):
+        adapter, place = f"{number:064x}", (SID, number, RID)
+        if train is diverged:
+            with pytest.raises(UpdateError):
+                late.contribution(number, place, adapter, train)
+        else:
+            assert late.contribution(number, place, adapter, train).failed
+        late.settle(SID, number + 1, adapter, [abort(seq=number)], opened=True)
+        assert late.contribution(number, (SID, number, "f6" * 32), adapter, trained).failed
+        late.settle(SID, number + 2, "a5" * 32, [abort(seq=number)], opened=False)
+        assert not late.contribution(number, (SID, number, RID), "a5" * 32, trained).failed
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_training_that_diverged_is_not_kept(late: LateUpdates, value: float) -> None:
-    """Else its file would be refused from then on, in words that the coordinator reads. (P-4.4)"""
-    late.contribution(4, (SID, 6, RID), FOURTH, lambda: trained(value))
-    assert late.waiting(SID) == []
-    assert late.store.load() is None
+@pytest.mark.parametrize("kept", [None, sent(), sent(free=True), sent(sid="e5" * 32)])
+def test_who_has_helped_to_open_a_sum_and_has_not_what_it_gave_takes_part_in_no_other(
+    late: LateUpdates, kept: LateUpdate | None
+) -> None:
+    adapter = "a5" * 32
+    if kept is not None:
+        late.store.keep(kept)
+    with pytest.raises(SecrecyError, match=r"^update\.lost"):
+        late.settle(SID, 6, adapter, [alive([OTHER])], opened=True)
+    late.settle(SID, 6, adapter, [alive([OTHER])], opened=False)
 
 
 def test_where_it_cannot_be_kept_nothing_is_given(late: LateUpdates, tmp_path: Path) -> None:
@@ -161,7 +181,7 @@ def test_shares_for_its_sum_end_it(late: LateUpdates) -> None:
     assert late.waiting("e5" * 32) == []
     late.summed(RID)
     assert late.waiting(SID) == []
-    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort()])
+    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort()], opened=False)
     assert late.store.load() is None
 
 
@@ -176,18 +196,18 @@ def test_of_one_adapter_it_gives_the_same_whatever_came_of_its_sum(
     if opened:
         late.summed("d6" * 32)
     for number, seq in ((5, 7), (5, 8), (6, 9)):  # also after a round that was void
-        late.settle(SID, seq, FOURTH, asked)
+        late.settle(SID, seq, FOURTH, asked, opened=False)
         given = late.contribution(number, (SID, seq, f"{seq:064x}"), FOURTH, lambda: trained(9.0))
         assert given.update.tolist() == first.update.tolist()
         assert given.metrics == first.metrics
-    late.settle(SID, 10, "a5" * 32, [alive([OTHER], rid=f"{9:064x}")])
+    late.settle(SID, 10, "a5" * 32, [alive([OTHER], rid=f"{9:064x}")], opened=False)
     assert late.store.load() is None  # an earlier sum may have it
 
 
 def test_of_two_sessions_with_one_adapter_none_frees_what_the_other_sent(late: LateUpdates) -> None:
     late.contribution(4, (SID, 6, "d6" * 32), FOURTH, trained)
     late.contribution(4, (SID, 7, "d7" * 32), FOURTH, lambda: trained(9.0))
-    late.settle(SID, 8, "a5" * 32, [abort(seq=7)])
+    late.settle(SID, 8, "a5" * 32, [abort(seq=7)], opened=False)
     assert late.store.load() is None
 
 
