@@ -6,34 +6,24 @@ nothing but its reason.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.budget import verify_budget, verify_limit, verify_own_limit
 from client.failures import words_or_zeros
-from client.late_updates import LateUpdates
-from client.ledger import Account, Ledger
-from client.openings import Line, Openings
-from client.receipts import Receipts
+from client.membership import Membership
+from client.openings import Line
 from protocol.encoding import seed_from, vector_digest
 from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, Phase
-from protocol.plan import Plan
-from protocol.privacy.ledger import Entry, distributed_numbers
-from protocol.privacy.planned import mechanism_of
 from protocol.recipe import Recipe
 from protocol.secagg import client as core
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
-from protocol.secagg.graph import LEAST_SUMMANDS
 from protocol.secagg.messages import MASKED_TAIL, decode_masked_tail, decode_round
-from protocol.secagg.openings import Opening, alive_digest, verify_beside, verify_opening
-from protocol.secagg.primitives import RandomBytes, Suite, Word, client_id
+from protocol.secagg.openings import Opening, alive_digest
+from protocol.secagg.primitives import Suite, Word
 from protocol.secagg.session import (
     BY_LOG,
     ORDER,
@@ -47,7 +37,6 @@ from protocol.secagg.session import (
 )
 from protocol.secagg.task import Encoding, encoding_for, roster_root, terms_for
 from protocol.secagg.witnessed import agree_by_log
-from protocol.transparency.policy import policy_of
 from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import (
     Given,
@@ -64,44 +53,8 @@ from protocol.wire import Instruction, instruction_digest
 RUN_ID_BYTES = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """Who this client is in a run: its key, the roster it trusts, the plan it agreed to.
-
-    ``size`` is the number of coordinates of this round's update, by the plan; ``limit`` the epsilon
-    at delta 1e-6 that this client's data may spend over all runs and plans; ``first`` gives the digest of
-    round 0's adapter as the plan makes it. ``late`` is what it keeps of an update that no sum has, where the
-    plan takes it later.
-    """
-
-    name: str
-    key: Ed25519PrivateKey
-    roster: dict[str, bytes]
-    plan: Plan
-    size: int
-    random: RandomBytes
-    ledger: Ledger
-    openings: Openings
-    receipts: Receipts
-    first: Callable[[], str]
-    limit: float = math.inf
-    late: LateUpdates | None = None
-
-    @cached_property
-    def plan_digest(self) -> str:
-        """Of the plan; once, for it costs a pass over all of it."""
-        return self.plan.digest
-
-    @property
-    def policy(self) -> core.Policy:
-        """What it insists on."""
-        cohort = self.plan.cohort
-        keys = {client_id(key): key for name, key in self.roster.items() if cohort.takes(name)}
-        trust = policy_of(self.plan.audit).render() if self.plan.witnessed else ""
-        minimum = max(LEAST_SUMMANDS, self.plan.least_sum)
-        return core.Policy(
-            roster=keys, minimum=minimum, maximum=self.plan.largest_sum, log_policy=trust
-        )
+class Member(Membership):
+    """Its part in every phase of an attempt."""
 
     def answer(
         self,
@@ -137,7 +90,7 @@ class Member:
             advanced = session.model_copy(update={"masked": masked, "shared": None, "root": root})
         elif phase is Phase.AGREE:
             self._keep_receipt(log_text, instruction, session)
-            self._verify_opening(instruction, session.sid, request_digest(request))
+            self.verify_opening(instruction, session.sid, request_digest(request))
             agreed, reply = core.agree_on_alive(
                 part(session.masked), request, key=self.key, policy=self.policy
             )
@@ -159,7 +112,7 @@ class Member:
     ) -> tuple[Session, bytes]:
         """Shares for the neighbours, once the log shows every vector that was sent before."""
         # Its advert may have been made before anything was known of this attempt.
-        self._check(instruction, session.sid, session.seq)
+        self.verify_attempt(instruction, session.sid, session.seq)
         shown = decode_text(Shown, log_text, "log")
         incoming = Incoming(
             round=instruction.round, digest=instruction.adapter_digest, first=self.first
@@ -168,7 +121,7 @@ class Member:
         self.receipts.keep_log(
             session.sid, shown, place, incoming, lambda rids: self.openings.of_sums(plan, rids)
         )
-        self._verify_voids(session.sid, instruction)
+        self.verify_voids(session.sid, instruction)
         if self.late is not None:
             run, adapter = session.sid.hex(), instruction.adapter_digest
             opened = any(line.plan == plan for line in self.openings.of_adapter(adapter))
@@ -203,10 +156,10 @@ class Member:
             opening.rid,
             lambda: self.openings.note(
                 Line(plan=self.plan_digest, start=self.plan.start is not None, opening=opening),
-                lambda: self._verify_opening(instruction, session.sid, opening.alive),
+                lambda: self.verify_opening(instruction, session.sid, opening.alive),
             ),
         )
-        self._spend(instruction, session)
+        self.spend(instruction, session)
         if self.late is not None:
             self.late.summed(opening.rid.hex())
         return shares
@@ -220,7 +173,7 @@ class Member:
             return state, core.unmask(state, request, policy=self.policy)
         self._keep_receipt(log_text, instruction, session)
         state = agree_by_log(part(session.masked), request, policy=self.policy)
-        self._verify_opening(instruction, session.sid, alive_digest(state.alive))
+        self.verify_opening(instruction, session.sid, alive_digest(state.alive))
         return state, core.reveal(state)
 
     def _keep_receipt(
@@ -269,50 +222,6 @@ class Member:
             advertised=state,
         ), reply
 
-    def _check(self, instruction: Instruction, sid: bytes, seq: int) -> None:
-        if instruction.plan_digest != self.plan_digest:
-            raise SecrecyError(
-                "attempt.other-plan",
-                f"the coordinator runs plan {instruction.plan_digest[:12]}…, this client has agreed to "
-                f"{self.plan_digest[:12]}…",
-                "if its owner agrees to that plan too: `fedge client agree`, or name it in the settings",
-            )
-        for field, number, most in (
-            ("round", instruction.round, self.plan.rounds),
-            ("attempt", instruction.attempt, self.plan.most_attempts),
-            ("number", seq, self.plan.most_numbers),
-        ):
-            if not 1 <= number <= most:
-                raise SecrecyError(f"attempt.{field}", f"{field} {number} of {most}", core.STOP)
-        self._verify_opening(instruction, sid)
-        self._verify_budget()
-
-    def _verify_opening(
-        self, instruction: Instruction, sid: bytes, alive: bytes | None = None
-    ) -> None:
-        adapter, plan = instruction.adapter_digest, self.plan_digest
-        same = self.openings.of_adapter(adapter)
-        # Of a plan's openings all are of one run, and the last is of the latest round.
-        before = [*self.openings.last(plan), *(line.opening for line in same if line.plan == plan)]
-        verify_opening(before, sid=sid, instruction=instruction, alive=alive)
-        beside = [line for line in same if line.plan != plan]
-        # Of two plans that start anew the owner has agreed to a sum of what their seeds give under each.
-        if beside and self.plan.start is None and adapter == self.first():
-            beside = [line for line in beside if line.start]
-        verify_beside([line.opening for line in beside], alive=alive)
-
-    def _verify_voids(self, sid: bytes, instruction: Instruction) -> None:
-        """No more rounds than planned whose sums this client helped to open and that gave none. (P-6.10)"""
-        aborted = self.receipts.in_vain(sid)
-        voids = self.openings.rounds_within(self.plan_digest, aborted) - {instruction.round}
-        if len(voids) > self.plan.secrecy.voids:
-            raise SecrecyError(
-                "round.voids",
-                f"{len(voids)} rounds whose sums were asked for gave none, the plan allows "
-                f"{self.plan.secrecy.voids}",
-                "the coordinator may hold these sums; ask its operator",
-            )
-
     def _advertise(
         self, request: bytes, instruction: Instruction, session: Session | None
     ) -> tuple[Session, bytes]:
@@ -320,7 +229,7 @@ class Member:
             raise SecrecyError("attempt.malformed", f"{len(request)} bytes", core.STOP)
         sid = session_id(self.plan_digest, request[:RUN_ID_BYTES])
         seq = int.from_bytes(request[RUN_ID_BYTES:], "big")
-        self._check(instruction, sid, seq)
+        self.verify_attempt(instruction, sid, seq)
         check_new(session, sid, seq, instruction)
         before = session if session and session.plan == self.plan_digest else None
         keys = Keys(self.plan.secrecy.keys)
@@ -336,34 +245,6 @@ class Member:
             reply=reply,
             advertised=state,
         ), reply
-
-    def _verify_budget(self, account: Account | None = None) -> None:
-        """Another sum fits the plan's budget and this client's own, by ``account`` or the ledger's."""
-        verify_limit(self.plan, self.limit)
-        if not self.plan.private:
-            return
-        spent = self.ledger.account() if account is None else account
-        cost = mechanism_of(self.plan, size=self.size).spent()
-        verify_budget(self.plan, self.plan_digest, self.name, cost, spent)
-        verify_own_limit(self.limit, cost, spent)
-
-    def _spend(self, instruction: Instruction, session: Session) -> None:
-        """Checked again and written down before the shares leave: what is in doubt is spent."""
-        if not self.plan.private:
-            return
-        numbers = distributed_numbers(mechanism_of(self.plan, size=self.size))
-        entry = Entry.model_validate(
-            {
-                "plan": self.plan_digest,
-                "run": session.sid.hex(),
-                "sequence": session.seq,
-                "round": instruction.round,
-                "attempt": instruction.attempt,
-                "participants": [self.name],
-                **numbers,
-            }
-        )
-        self.ledger.spend(entry, self._verify_budget)
 
     def _mask(
         self,

@@ -54,34 +54,22 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Make this site's keys, which never leave it, and the request that goes to the operator."""
-    from base_model.mirrors import mirror_at
     from client.settings import FINGERPRINT
     from operations.folders import free_port
     from operations.site import REQUEST, Work, make_site, read_invitation
     from protocol.enrolment import verify_request
 
     paths = [str(path.resolve()) if path else "" for path in (data, plan)]
-    place = base if not base or FINGERPRINT.fullmatch(base) else str(Path(base).resolve())
-    for mirror in mirrors or []:
-        mirror_at(mirror)  # raises for what is none
-    sources = [
-        mirror if "://" in mirror else str(Path(mirror).resolve()) for mirror in mirrors or []
-    ]
     work = Work(
         data=paths[0],
         plan=paths[1],
-        base=place,
-        mirrors=sources,
+        base=base if not base or FINGERPRINT.fullmatch(base) else str(Path(base).resolve()),
+        mirrors=[_mirror(mirror) for mirror in mirrors or []],
         threads=threads,
         expand_mib=expand_mib,
     )
-    site = make_site(
-        folder,
-        name,
-        read_invitation(invitation),
-        work=work,
-        port=port or free_port(),
-    )
+    port = port or free_port()
+    site = make_site(folder, name, read_invitation(invitation), work=work, port=port)
     request = site.folder / REQUEST
     identity = verify_request(read_regular(request), source=str(request)).identity.hex()
     if as_json:
@@ -90,6 +78,14 @@ def enrol(
     else:
         typer.echo(f"made {site.folder}, identity {identity[:16]}…")
         typer.echo(f"send {request} to the operator, who admits it and reads you that identity")
+
+
+def _mirror(place: str) -> str:
+    """As a site's settings name it, wherever it was named. Raises what is none."""
+    from base_model.mirrors import mirror_at
+
+    mirror_at(place)
+    return place if "://" in place else str(Path(place).resolve())
 
 
 @app.command()

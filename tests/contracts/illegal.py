@@ -49,6 +49,7 @@ def mixes(reasons: Reasons) -> list[Mix]:
         *_members_of_hybrids(),
         *_tasks_on_bases(),
         *_secrecy(),
+        *_late_updates(),
         *_groups(),
         *_privacy(),
         *_heads(),
@@ -253,6 +254,18 @@ def _secrecy() -> Iterator[Mix]:
             {"cohort": {"size": 10, "spare": 5}},
         ),
         (
+            "a quorum of witnesses, no witnesses",
+            "audit.witnesses",
+            {"audit": {"witness_quorum": 1}},
+        ),
+    ]
+    for words, refused, sections in rows:
+        yield Mix(words=words, refused=refused, sections=sections)
+
+
+def _late_updates() -> Iterator[Mix]:
+    rows: list[tuple[str, str, dict[str, Any]]] = [
+        (
             "late updates, rounds that train one factor after the other",
             "cohort.late_rounds",
             {"cohort": {"late_rounds": 3}, "rule": {"name": "alternating"}},
@@ -266,11 +279,6 @@ def _secrecy() -> Iterator[Mix]:
             "late updates, control variates",
             "cohort.late_rounds",
             {"cohort": {"late_rounds": 3}, "rule": {"name": "mean"}, "local": {"scaffold": 0.2}},
-        ),
-        (
-            "a quorum of witnesses, no witnesses",
-            "audit.witnesses",
-            {"audit": {"witness_quorum": 1}},
         ),
     ]
     for words, refused, sections in rows:
