@@ -100,7 +100,7 @@ def test_nobody_gets_two_sums_of_a_start_that_differ_by_one_client(
     monkeypatch.setattr("server.starting.sums_asked", lambda *_: [])
     with pytest.raises(RoundError, match="under another plan a sum over other clients"):
         make("dishonest")
-    monkeypatch.setattr("client.secret.verify_beside", lambda *_, **__: None)
+    monkeypatch.setattr("client.membership.verify_beside", lambda *_, **__: None)
     run = make("careless")
     report = audited(run, run.parent / "first")
     assert [each for each in report.faults if "differ by 0 and 1 clients" in each], report.faults
