@@ -1,14 +1,14 @@
 """The same work by fedge, plain peft, and the simulations of Flower, NVFlare and pfl, each in processes of its own.
 
     python benchmarks/peers/compare.py [--experiment demo] [--set KEY=VALUE ...] [--own KEY=VALUE ...] [--to 0.85]
-        [--cores 2] [--out FOLDER] [--json]
+        [--only NAME ...] [--cores 2] [--out FOLDER] [--json]
 
-fedge prepares devices and rows and trains with ONNX Runtime, on a base of 32 bits and on int4; the peers read
-its run folder: the same model, rows, partition, batches a round, learning rates, in float32. Measured is the
+fedge prepares devices and rows and trains with ONNX Runtime, on int4 and on a base of 32 bits; the peers read
+the first run's folder: the same model, rows, partition, batches a round, learning rates, in float32. Measured is the
 whole process tree: CPU seconds, peak memory (shared pages counted once), wall seconds; accuracy by round; bytes
 that a client sends; seconds and the whole tree's CPU seconds until the accuracy ``--to`` was first seen. What
 ``--out`` has is not run again. ``--own KEY=VALUE`` adds a run of fedge on int4 with these settings as well, which the
-peers have no words for (`head.start=labels`), on the same rows.
+peers have no words for (`head.start=labels`), on the same rows. ``--only`` names what is measured by words of the table.
 Flower needs Ray (`pip install -e '.[ray]'`); NVFlare and pfl get environments of their own under ``--out``, which a
 registry must be reached for; who has none is left out. ``--cores`` are as many clients as fedge trains at a time,
 actors that Flower has, threads of NVFlare's simulator, threads of torch in peft's and pfl's one process: 1 where
@@ -37,7 +37,7 @@ from benchmarks.process_tree import cpu_of_tree
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-POLL_S = 0.2
+POLL_S, FIRST = 0.2, "run-4"
 QUIET = {"HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
 PLAN = [
     "plan.rule.name=mean",
@@ -102,23 +102,32 @@ def watched(command: list[str], log: Path, cores: int) -> tuple[dict[str, float]
 def fedge(
     experiment: str, settings: list[str], bits: int, out: Path, cores: int, name: str = ""
 ) -> dict[str, Any]:
-    """Twice: the first run builds the base, which the second finds. ``name``: of its folders, else the bits."""
-    folder = out / f"run-{name or bits}"
-    command = [sys.executable, "-m", "fedge", "simulate", experiment, "--jobs", str(cores)]
+    """A run behind one of a round, which builds the base. ``name``: of its folders, else the bits."""
+    run, warm = out / f"run-{name or bits}", out / f"warm-{name or bits}"
+    command = [
+        sys.executable,
+        "-m",
+        "fedge",
+        "simulate",
+        experiment,
+        "--jobs",
+        str(cores),
+        "--json",
+    ]
     command += [p for s in [*PLAN, f"base.bits={bits}", *settings] for p in ("--set", s)]
-    if not (folder / "summary.json").exists():
-        watched([*command, "--out", str(folder), "--json"], folder.with_suffix(".log"), cores)
-    again = out / f"again-{name or bits}"
-    shutil.rmtree(again, ignore_errors=True)  # of a measurement that was cut off
-    command += ["--out", str(again), "--json"]
-    measured, tree = watched(command, again.with_suffix(".log"), cores)
-    summary = json.loads((again / "summary.json").read_text())
-    seconds = json.loads((again / "timings.json").read_text())["rounds"]
+    for folder in (warm, run):
+        shutil.rmtree(folder, ignore_errors=True)  # of a measurement that was cut off
+    watched(
+        [*command, "--set", "plan.rounds=1", "--out", str(warm)], warm.with_suffix(".log"), cores
+    )
+    measured, tree = watched([*command, "--out", str(run)], run.with_suffix(".log"), cores)
+    summary = json.loads((run / "summary.json").read_text())
+    seconds = json.loads((run / "timings.json").read_text())["rounds"]
     shares = {
         e["round"]: e["accuracy"]
-        for e in json.loads((again / "evaluations.json").read_text())["test"]
+        for e in json.loads((run / "evaluations.json").read_text())["test"]
     }
-    moments = _evaluated(again / "metrics.jsonl")
+    moments = _evaluated(run / "metrics.jsonl")
     rounds, total = [], 0.0
     for number in sorted(map(int, seconds)):
         total += seconds[str(number)]
@@ -138,11 +147,11 @@ def _evaluated(metrics: Path) -> dict[int, float]:
 
 
 def peer(name: str, out: Path, cores: int, pins: str = "") -> dict[str, Any]:
-    """``<name>.py`` on the rows of fedge's run of 32 bits; in the environment of ``<pins>.txt`` where that is named."""
+    """``<name>.py`` on the rows of fedge's first run; in the environment of ``<pins>.txt`` where that is named."""
     python = str(python_of(pins, out)) if pins else sys.executable
     result = out / f"{name}.rounds.json"
     result.unlink(missing_ok=True)  # of a measurement that was cut off
-    command = [python, str(HERE / f"{name}.py"), str(out / "run-32"), str(result)]
+    command = [python, str(HERE / f"{name}.py"), str(out / FIRST), str(result)]
     measured, tree = watched(command, out / f"{name}.log", cores)
     found: dict[str, Any] = json.loads(result.read_text())
     for each in found["rounds"]:
@@ -159,6 +168,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="demo")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--own", action="append", default=[])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--to", type=float, default=0.85)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("bench-peers"))
@@ -166,7 +176,12 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    results = measured_once(systems_of(arguments, out), out)
+    systems = {
+        name: measure
+        for name, measure in systems_of(arguments, out).items()
+        if not arguments.only or any(word in name for word in arguments.only)
+    }
+    results = measured_once(systems, out)
     for result in results.values():
         result["to_s"] = reached(result, arguments.to, "seconds")
         result["to_cpu_s"] = reached(result, arguments.to, "cpu_s")
@@ -180,8 +195,8 @@ def systems_of(arguments: argparse.Namespace, out: Path) -> dict[str, Callable[[
     """By name, what measures it. The first is before the others, which read its run."""
     cores, settings = arguments.cores, arguments.settings
     systems: dict[str, Callable[[], dict[str, Any]]] = {
-        "fedge, 32 bits": lambda: fedge(arguments.experiment, settings, 32, out, cores),
         "fedge, int4": lambda: fedge(arguments.experiment, settings, 4, out, cores),
+        "fedge, 32 bits": lambda: fedge(arguments.experiment, settings, 32, out, cores),
     }
     if own := arguments.own:
         systems["fedge, settings of its own"] = lambda: fedge(
