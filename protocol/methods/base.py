@@ -57,6 +57,8 @@ class Method(ABC, Generic[S]):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    # Names that papers and peft have for it, in lower case, each with what a plan says in its place.
+    elsewhere: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str]
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]

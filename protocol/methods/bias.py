@@ -42,6 +42,7 @@ class Bias(Method[BiasSettings]):
     name, peft_type = "bias", "LORA"
     summary = "biases of linears, those of keys apart, which change no answer: a very small upload"
     source = "BitFit, arXiv 2106.10199"
+    elsewhere: ClassVar[Mapping[str, str]] = {"bitfit": "it is called `bias`"}
     settings = BiasSettings
     turns = (frozenset({PART}),)
     free: ClassVar[Free] = {PART: (None,)}

@@ -69,6 +69,13 @@ class Bottleneck(Method[BottleneckSettings]):
         "what goes into the activation"
     )
     source = "arXiv 1902.00751 (houlsby), 2005.00247 (pfeiffer), 2110.04366 (parallel), 2003.04887 (gates)"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "pet": 'it is `method = "bottleneck"` with `places = "embeddings"`',
+        **{
+            name: f'it is `method = "bottleneck"` with `places = "{name}"`'
+            for name in ("houlsby", "pfeiffer", "parallel")
+        },
+    }
     settings = BottleneckSettings
     # The one that is zero moves first: the gradients of all others are zero until then.
     turns: ClassVar[tuple[frozenset[str], ...]] = (

@@ -118,6 +118,9 @@ class Lora(PlainFactors[LoraSettings]):
     name = "lora"
     summary = "low-rank factors beside linears"
     source = "LoRA, arXiv 2106.09685; rank_stabilised: rsLoRA, arXiv 2312.03732"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "rslora": 'it is `method = "lora"` with `rank_stabilised = true`'
+    }
     settings = LoraSettings
 
     def constants(self, settings: LoraSettings) -> Constants:

@@ -43,6 +43,7 @@ class LoraSb(Factors[LoraSbSettings]):
         "the layers' width, less expressive"
     )
     source = "Fed-SB, arXiv 2502.15436; without its start from gradients of data"
+    elsewhere: ClassVar[Mapping[str, str]] = {"fed-sb": "it is called `lora-sb`"}
     settings = LoraSbSettings
     turns = (frozenset({R}),)
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), R: ("rank", "rank")}

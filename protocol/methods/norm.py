@@ -40,6 +40,7 @@ class Norm(Method[NormSettings]):
     name, peft_type = "norm", "LN_TUNING"
     summary = "scale and shift of every LayerNorm: a very small upload"
     source = "LayerNorm tuning, arXiv 2312.11420"
+    elsewhere: ClassVar[Mapping[str, str]] = {"ln_tuning": "it is called `norm`"}
     settings = NormSettings
     turns = (frozenset({"scale"}), frozenset({"shift"}))
     free: ClassVar[Free] = {"scale": (None,), "shift": (None,)}

@@ -40,6 +40,10 @@ class Prefix(Rows[PrefixSettings]):
     name, peft_type = "prefix", "PREFIX_TUNING"
     summary = "keys and values before the text, of every layer; takes positions from it"
     source = "prefix tuning, arXiv 2101.00190, with an encoder as in its section 4.3"
+    elsewhere: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("prefix-tuning", "prefix_tuning"),
+        'it is called `prefix`, with `encoder = "mlp"` as the paper trained it',
+    )
     settings = PrefixSettings
     turns = (frozenset({PREFIX}),)
     free: ClassVar[Free] = {PREFIX: ("tokens", None)}

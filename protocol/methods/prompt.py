@@ -43,6 +43,12 @@ class Prompt(Rows[PromptSettings]):
         "prompt tuning, arXiv 2104.08691; federated: FedPrompt, arXiv 2208.12268; with an encoder: P-tuning, "
         "arXiv 2103.10385"
     )
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "prompt_tuning": "it is called `prompt`",
+        **dict.fromkeys(
+            ("p-tuning", "p_tuning"), 'it is `method = "prompt"` with `encoder = "mlp"`'
+        ),
+    }
     settings = PromptSettings
     turns = (frozenset({PROMPT}),)
     free: ClassVar[Free] = {PROMPT: ("tokens", None)}

@@ -43,6 +43,7 @@ from protocol.peft_format import (
     Published,
     folder_head,
     from_peft,
+    peft_config,
     to_peft,
 )
 from protocol.plan import Plan, plan_from
@@ -164,6 +165,15 @@ def test_an_update_of_one_turn_is_linear(
         first, second, both = (effect(tensors) for tensors in (*moves, mean))
         for key, value in both.items():
             np.testing.assert_allclose(value, (first[key] + second[key]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_method_alone_reads_its_folder(tiny_base: Path, name: str) -> None:
+    """So that nothing hangs on the order in which methods are asked."""
+    recipe = recipe_of(tiny_base, name)
+    config = peft_config(recipe, base_name="")
+    readers = {known for known, m in METHODS.items() if not m.reader and m.reads(config)}
+    assert readers == {METHODS[name].reader or name}
 
 
 @pytest.mark.parametrize("name", NAMES)
