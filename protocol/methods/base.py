@@ -2,7 +2,7 @@
 
 One module per method, one instance in the registry; whoever needs to know something of a method asks it
 here, and nobody compares names. Nothing needs torch: ``forms`` is written with the operators that numpy's
-arrays share with the symbols of a program (``@ * + .T``).
+arrays share with the symbols of a program (``@ * + .T .transpose``, and those of ``protocol.forms``).
 """
 
 from __future__ import annotations

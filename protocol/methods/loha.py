@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.forms import DOWN, UP, columnwise_products
+from protocol.forms import DOWN, UP, reshaped, widened
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
@@ -63,3 +63,11 @@ class Loha(Products[LohaSettings]):
                 slots[path + DOWN] = columnwise_products(right.T, right2.T)
                 slots[path + UP] = columnwise_products(left, left2).T * constants["scaling"]
         return slots
+
+
+def columnwise_products(left: Any, right: Any) -> Any:
+    """(n, r) and (n, s) to (n, r * s): each column of ``left`` times each of ``right``, elementwise.
+
+    Of arrays, or of symbols, whose sizes stay free.
+    """
+    return reshaped(widened(left, 2) * widened(right, 1), 0, -1)
