@@ -46,6 +46,8 @@ class Bias(Method[BiasSettings]):
     settings = BiasSettings
     turns = (frozenset({PART}),)
     free: ClassVar[Free] = {PART: (None,)}
+    place = "shift"
+    idle = frozenset({A, B})  # whose product is zero: the bias of B is trained alone
 
     def _shifted(
         self, settings: BiasSettings, manifest: BaseManifest

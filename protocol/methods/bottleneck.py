@@ -90,7 +90,7 @@ class Bottleneck(Method[BottleneckSettings]):
         UP: ("width", None),
         GATE: (None,),
     }
-    own_opener, of_peft = True, False
+    own_opener, of_peft, place = True, False, "behind"
 
     def fitted(self, settings: BottleneckSettings) -> Method[BottleneckSettings]:
         """Without gates no round trains them."""

@@ -44,7 +44,7 @@ class Ia3(Method[Ia3Settings]):
     source = "IA3, arXiv 2205.05638"
     settings = Ia3Settings
     turns = (frozenset({PART}),)
-    scales = True
+    scales, place = True, "scale"
     free: ClassVar[Free] = {PART: (None, None)}
 
     def specs(self, settings: Ia3Settings, manifest: BaseManifest) -> Iterator[TensorSpec]:

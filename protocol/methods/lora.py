@@ -46,10 +46,7 @@ S = TypeVar("S", bound=RankSettings)
 
 
 class Factors(Method[S], Generic[S]):
-    """What all methods share whose PEFT folder is one of LoRA's.
-
-    ``sequence``: parts that are trained in a row where PEFT has B alone. (``base_model.beyond_peft``)
-    """
+    """What all methods share whose PEFT folder is one of LoRA's."""
 
     peft_type = "LORA"
     sequence: ClassVar[tuple[str, ...]] = (B,)

@@ -44,7 +44,7 @@ class Norm(Method[NormSettings]):
     settings = NormSettings
     turns = (frozenset({"scale"}), frozenset({"shift"}))
     free: ClassVar[Free] = {"scale": (None,), "shift": (None,)}
-    own_opener = True
+    own_opener, place = True, "scale"
 
     def specs(self, settings: NormSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """The base as it is."""

@@ -49,6 +49,7 @@ class Prefix(Rows[PrefixSettings]):
     free: ClassVar[Free] = {PREFIX: ("tokens", None)}
     writes = True
     saved_prefix = "base_model."  # as a prompt's
+    place = "around"
 
     def specs(self, settings: PrefixSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn small."""

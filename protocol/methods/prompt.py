@@ -53,6 +53,7 @@ class Prompt(Rows[PromptSettings]):
     turns = (frozenset({PROMPT}),)
     free: ClassVar[Free] = {PROMPT: ("tokens", None)}
     saved_prefix = "base_model."  # a tuner such as LoRA wraps the model once more
+    place = "around"
 
     def specs(self, settings: PromptSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn like embeddings."""

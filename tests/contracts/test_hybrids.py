@@ -183,7 +183,9 @@ def test_what_is_wrong_with_a_member_names_its_place(tiny_base: Path) -> None:
             plan_of(tiny_base, members)
         assert cause in refused.value.cause
     assert "did you mean `tokens`?" in _remedy(tiny_base, [lora, prompt | {"tokenz": 3}])
-    assert "members are of lora" in _remedy(tiny_base, [lora, {"method": "dylora"}])
+    assert f"members are of {', '.join(MEMBERS)}" in _remedy(
+        tiny_base, [lora, {"method": "dylora"}]
+    )
     assert "[[adapter.members]]" in _remedy(tiny_base, [lora, 3])
 
 
