@@ -48,6 +48,8 @@ class Adalora(Factors[AdaloraSettings]):
     )
     source = "AdaLoRA, arXiv 2303.10512; terms are ranked by their norms in the sum, which shows no gradients"
     settings = AdaloraSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 4, "alpha": 8.0, "target_rank": 2}
+    measured: ClassVar[Mapping[str, str]] = {"adapter.target_rank": "4"}
     turns = (frozenset({E}), frozenset({B}), frozenset({A}))  # E is zero: it moves first
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), E: ("rank",)}
     reader = "lora"

@@ -61,6 +61,10 @@ class Method(ABC, Generic[S]):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    # Keys of `[adapter]` that fit a base of a few dozen features: tests over all methods begin with them.
+    tried: ClassVar[Mapping[str, Any]] = {}
+    # Keys of a plan under which benchmarks measure it, where those are not the defaults.
+    measured: ClassVar[Mapping[str, str]] = {}
     # Names that papers and peft have for it, in lower case, each with what a plan says in its place.
     elsewhere: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str]

@@ -44,6 +44,7 @@ class Bias(Method[BiasSettings]):
     source = "BitFit, arXiv 2106.10199"
     elsewhere: ClassVar[Mapping[str, str]] = {"bitfit": "it is called `bias`"}
     settings = BiasSettings
+    measured: ClassVar[Mapping[str, str]] = {"local.learning_rate": "1e-2"}
     turns = (frozenset({PART}),)
     free: ClassVar[Free] = {PART: (None,)}
     place = "shift"

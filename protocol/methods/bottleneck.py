@@ -77,6 +77,13 @@ class Bottleneck(Method[BottleneckSettings]):
         },
     }
     settings = BottleneckSettings
+    tried: ClassVar[Mapping[str, Any]] = {
+        "places": "houlsby",
+        "width": 4,
+        "scaling": 2.0,
+        "gated": True,
+    }
+    measured: ClassVar[Mapping[str, str]] = {"adapter.width": "16"}
     # The one that is zero moves first: the gradients of all others are zero until then.
     turns: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({GATE}),

@@ -43,6 +43,7 @@ class Ia3(Method[Ia3Settings]):
     )
     source = "IA3, arXiv 2205.05638"
     settings = Ia3Settings
+    measured: ClassVar[Mapping[str, str]] = {"local.learning_rate": "1e-2"}
     turns = (frozenset({PART}),)
     scales, place = True, "scale"
     free: ClassVar[Free] = {PART: (None, None)}

@@ -41,6 +41,8 @@ class Loha(Products[LohaSettings]):
     )
     source = "FedPara, arXiv 2108.06098"
     settings = LohaSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 2, "alpha": 4.0}
+    measured: ClassVar[Mapping[str, str]] = {"adapter.rank": "4", "adapter.alpha": "8.0"}
     turns = tuple(frozenset({part}) for part in (W2A, W1A, W2B, W1B))  # W2a is zero: it moves first
     free: ClassVar[Free] = free_factors((W1A, W2A), (W1B, W2B))
 

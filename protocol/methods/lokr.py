@@ -49,6 +49,8 @@ class Lokr(Products[LokrSettings]):
     )
     source = "LyCORIS, arXiv 2309.14859; with peft's decompose_both"
     settings = LokrSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 1, "alpha": 2.0}
+    measured: ClassVar[Mapping[str, str]] = {"adapter.rank": "4", "adapter.alpha": "8.0"}
     turns = tuple(frozenset({part}) for part in (W1A, W2A, W1B, W2B))  # W1a is zero: it moves first
     free: ClassVar[Free] = free_factors((W1A, W2A), (W1B, W2B))
 

@@ -49,6 +49,7 @@ class Factors(Method[S], Generic[S]):
     """What all methods share whose PEFT folder is one of LoRA's."""
 
     peft_type = "LORA"
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 4, "alpha": 8.0}
     sequence: ClassVar[tuple[str, ...]] = (B,)
 
     def remarks(self, settings: S, manifest: BaseManifest) -> Iterator[Remark]:

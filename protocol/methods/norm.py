@@ -42,6 +42,7 @@ class Norm(Method[NormSettings]):
     source = "LayerNorm tuning, arXiv 2312.11420"
     elsewhere: ClassVar[Mapping[str, str]] = {"ln_tuning": "it is called `norm`"}
     settings = NormSettings
+    measured: ClassVar[Mapping[str, str]] = {"local.learning_rate": "1e-2"}
     turns = (frozenset({"scale"}), frozenset({"shift"}))
     free: ClassVar[Free] = {"scale": (None,), "shift": (None,)}
     own_opener, place = True, "scale"

@@ -45,6 +45,7 @@ class Prefix(Rows[PrefixSettings]):
         'it is called `prefix`, with `encoder = "mlp"` as the paper trained it',
     )
     settings = PrefixSettings
+    tried: ClassVar[Mapping[str, Any]] = {"tokens": 5}
     turns = (frozenset({PREFIX}),)
     free: ClassVar[Free] = {PREFIX: ("tokens", None)}
     writes = True

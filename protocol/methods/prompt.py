@@ -50,6 +50,11 @@ class Prompt(Rows[PromptSettings]):
         ),
     }
     settings = PromptSettings
+    tried: ClassVar[Mapping[str, Any]] = {"tokens": 5}
+    measured: ClassVar[Mapping[str, str]] = {
+        "adapter.tokens": "10",
+        "local.learning_rate": "1e-2",
+    }
     turns = (frozenset({PROMPT}),)
     free: ClassVar[Free] = {PROMPT: ("tokens", None)}
     saved_prefix = "base_model."  # a tuner such as LoRA wraps the model once more

@@ -57,6 +57,12 @@ class Ravan(Factors[RavanSettings]):
         "RAVAN, arXiv 2506.05568; its scales are folded into the cores, as its clients send them"
     )
     settings = RavanSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 2, "heads": 3, "alpha": 12.0}
+    measured: ClassVar[Mapping[str, str]] = {
+        "adapter.targets": "all-linear",
+        "adapter.rank": "4",
+        "local.learning_rate": "1e-2",
+    }
     turns = (frozenset({R}),)
     free: ClassVar[Free] = {
         A: ("ranks", None),
