@@ -85,6 +85,21 @@ class Adalora(Factors[AdaloraSettings]):
                 slots[path + UP] = (tensors[path + LORA_B] * values).T * constants["scaling"]
         return slots
 
+    def in_peft(
+        self, settings: AdaloraSettings, manifest: BaseManifest, tensors: Tensors
+    ) -> tuple[dict[str, Any], Tensors]:
+        """peft divides its alpha by the rank in every step, and has E as a column."""
+        config = {
+            "peft_type": "ADALORA",
+            "init_r": settings.rank,
+            "target_r": settings.target_rank,
+            "lora_alpha": settings.alpha,
+            "total_step": 1,
+            "target_modules": [linear.path for linear in target_linears(settings, manifest)],
+        }
+        columns = {n: x[:, None] if n.endswith(LORA_E) else x for n, x in tensors.items()}
+        return config, {self.saved_prefix + name: value for name, value in columns.items()}
+
     def settled(
         self, tensors: Tensors, settings: AdaloraSettings, number: int, rounds: int
     ) -> Tensors:

@@ -116,6 +116,15 @@ class Method(ABC, Generic[S]):
     def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
         """The method's own keys of ``adapter_config.json``, ``peft_type`` among them."""
 
+    def in_peft(
+        self, settings: S, manifest: BaseManifest, tensors: Tensors
+    ) -> tuple[dict[str, Any], Tensors] | None:
+        """The adapter as peft's own method of this name has it, where a folder is of another type.
+
+        Its keys of a config and its tensors by peft's names; tests compare what the two answer.
+        """
+        return None
+
     def remarks(self, settings: S, manifest: BaseManifest) -> Iterable[Remark]:
         """What is wrong or notable about these settings on this base."""
         return ()

@@ -24,11 +24,26 @@ A, B = "lora_A", "lora_B"
 LORA_A, LORA_B = f".{A}", f".{B}"
 
 
-class RankSettings(TargetSettings):
-    """Of a method with factors of one rank."""
+class FactorSettings(TargetSettings):
+    """Of a method with factors of one rank, whose product is added as it is."""
 
     rank: Rank = Field(default=8, description="columns of a factor, r")
+
+    @property
+    def strength(self) -> float:
+        """PEFT's ``lora_alpha``: by what, over the rank, the change is scaled."""
+        return float(self.rank)
+
+
+class RankSettings(FactorSettings):
+    """Of one that scales it."""
+
     alpha: PositiveReal = Field(default=16.0, description="the change is scaled by alpha / rank")
+
+    @property
+    def strength(self) -> float:
+        """See :class:`FactorSettings`."""
+        return self.alpha
 
 
 class LoraSettings(RankSettings):
@@ -42,7 +57,7 @@ class LoraSettings(RankSettings):
     )
 
 
-S = TypeVar("S", bound=RankSettings)
+S = TypeVar("S", bound=FactorSettings)
 
 
 class Factors(Method[S], Generic[S]):
@@ -59,14 +74,14 @@ class Factors(Method[S], Generic[S]):
 
     def constants(self, settings: S) -> Constants:
         """``scaling``, s."""
-        return {"scaling": settings.alpha / settings.rank}
+        return {"scaling": settings.strength / settings.rank}
 
     def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         return lora_config(
             targets=[linear.path for linear in target_linears(settings, manifest)],
             rank=settings.rank,
-            alpha=settings.alpha,
+            alpha=settings.strength,
         )
 
     def saved_name(self, name: str) -> str:
