@@ -103,7 +103,7 @@ class Factors(Method[S], Generic[S]):
 class PlainFactors(Factors[S], Generic[S]):
     """LoRA's own tensors and forms."""
 
-    turns = (frozenset({B}), frozenset({A}))
+    turns: ClassVar[tuple[frozenset[str], ...]] = (frozenset({B}), frozenset({A}))
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank")}
 
     def specs(self, settings: S, manifest: BaseManifest) -> Iterator[TensorSpec]:
