@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .draws import orthonormal, words
 
 FACTORS = (
@@ -47,6 +49,12 @@ def wide(named: int, shape: tuple[int, ...]) -> Any:
     return words(named, math.prod(shape)) / 2.0**32 * math.sqrt(6 / shape[1])
 
 
+def repeated(named: int, shape: tuple[int, ...]) -> Any:
+    return np.array(
+        [[place % shape[0] == row for place in range(shape[1])] for row in range(shape[0])]
+    )
+
+
 @dataclass(frozen=True)
 class Method:
     """``inner``: what a linear has beside `.lora_A` and `.lora_B`; ``starts``: by role, where it is its own."""
@@ -76,6 +84,7 @@ METHODS = {
         (("lora_E",), ("lora_B",), ("lora_A",)), lambda heads, r, out: {"lora_E": (r,)}, CORES
     ),
     "sparse": Method(B_THEN_A),
+    "miss": Method((("lora_B",),), starts={"lora_A": repeated}),
     "lokr": Method((("lokr_w1_a",), ("lokr_w2_a",), ("lokr_w1_b",), ("lokr_w2_b",))),
     "loha": Method((("hada_w2_a",), ("hada_w1_a",), ("hada_w2_b",), ("hada_w1_b",))),
     "ia3": Method((("ia3_l",),)),
