@@ -23,6 +23,7 @@ from protocol.layout import Layout
 from protocol.manifest import MANIFEST_NAME
 from protocol.manifests import AnyManifest, parse_any_manifest
 from protocol.plan import Plan, plan_from_text
+from protocol.privacy.ledger import Tally
 from protocol.recipe import Recipe
 from protocol.secagg.contexts import session_id
 from protocol.secagg.primitives import client_id
@@ -31,7 +32,7 @@ from protocol.secagg.task import roster_root
 from protocol.step.checkpoint import decode_checkpoint
 from protocol.step.state import State
 from protocol.transparency.leaf_codec import Read, decode_leaf, sha256
-from protocol.transparency.leaves import Adapter, PlanLeaf, Roster
+from protocol.transparency.leaves import Adapter, PlanLeaf, Roster, Spent
 from protocol.transparency.lists import Lists
 from protocol.transparency.note import VerifierKey, parse_key
 from protocol.transparency.policy import Policy, simple_policy
@@ -62,6 +63,7 @@ class Run:
     linears: FrozenLinears | None = None  # of an own base, which some methods' forms hang on
     _rosters: dict[str, Members] = field(default_factory=dict)
     _states: dict[int, State] = field(default_factory=dict)
+    _tally: Tally = field(default_factory=Tally)  # of the first lines of the ledger
 
     @cached_property
     def reads(self) -> list[tuple[int, Read]]:
@@ -73,6 +75,21 @@ class Run:
                 leaf = self.lists.whole(read.leaf)
                 readable.append((index, read.model_copy(update={"leaf": leaf})))
         return readable
+
+    @cached_property
+    def _spent(self) -> list[Placed[Spent]]:
+        return sorted(self.log.spent, key=lambda line: line.index)
+
+    def ledger_before(self, index: int) -> Tally:
+        """Of all lines of the privacy ledger before a leaf: rounds in their order add each line once.
+
+        Until the next call it is whoever's asked for it.
+        """
+        if self._tally.count and self._spent[self._tally.count - 1].index >= index:
+            self._tally = Tally()
+        while self._tally.count < len(self._spent) and self._spent[self._tally.count].index < index:
+            self._tally.add(self._spent[self._tally.count].leaf.entry)
+        return self._tally
 
     @property
     def sid(self) -> bytes:

@@ -28,7 +28,6 @@ from audit.sums import OpenedSum
 from protocol.errors import MachineError, ProofError
 from protocol.model_card import model_card
 from protocol.peft_format import CARD_FILE
-from protocol.privacy.ledger import Tally
 from protocol.privacy.record import privacy_record
 from protocol.step.robust import Robust
 from protocol.transparency.leaves import Adapter, Advert
@@ -95,9 +94,7 @@ class RecordCheck:
         """As of this round: all lines of the ledger before its adapter. Raises MachineError."""
         if not self._run.plan.private:
             return None
-        until = self._round.adapter.index
-        lines = (line.leaf.entry for line in self._run.log.spent if line.index < until)
-        return privacy_record(self._run.plan, Tally(lines))
+        return privacy_record(self._run.plan, self._run.ledger_before(self._round.adapter.index))
 
     def _check_card(self, privacy: Mapping[str, Any] | None) -> None:
         run, number = self._run, self._leaf.round

@@ -91,16 +91,20 @@ def long_manifest() -> Any:
     return no_op_manifest(pairs=1)
 
 
-def secret_app(metrics: tuple[str, ...]) -> Any:
-    """The real ClientApp, whose training is a constant."""
+def secret_app(plan: Any) -> Any:
+    """The real ClientApp, whose training is a constant of the numbers that the round trains."""
     import numpy as np
 
     import client.app
+    from protocol import wire
     from protocol.exchange import Contribution
+    from protocol.recipe import Recipe
+
+    recipe, metrics = Recipe(plan=plan, manifest=long_manifest()), plan.task.METRICS
 
     def trained(message: Any, context: Any) -> Contribution:
-        (size,) = message.content.array_records["adapter"]["adapter"].shape
-        update = np.full(size, 1e-4, np.float32)
+        told = wire.from_record(wire.Instruction, message.content[wire.INSTRUCTION])
+        update = np.full(recipe.round_layout(told.round).size, 1e-4, np.float32)
         return Contribution(update=update, weight=1, metrics=dict.fromkeys(metrics, 1.0))
 
     # What opens a base and what reads rows: there are none.
@@ -144,7 +148,7 @@ def run(exchange: str, rounds: int, clients: int, folder: Path, *, private: bool
     if exchange == "secagg":
         config["roster"] = str(folder / "roster.json")
         paths = enrolled(folder, clients)
-        app = secret_app(plan_from_text(text, source="plan").task.METRICS)
+        app = secret_app(plan_from_text(text, source="plan"))
         own = lambda partition: {**config, "identity": paths[partition]}  # noqa: E731
     clock, marks = VirtualClock(), Marks(folder, rounds)
     grid = InProcessGrid(app, clients, run_config=config, own=own, clock=clock)

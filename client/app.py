@@ -13,9 +13,9 @@ TOML or JSON file), ``base`` (a folder, or a fingerprint), ``data-pattern`` (a p
 floats, with which steps of few rows are fast). ``node_config`` alone has ``data-path``,
 ``client-id``, ``partition-id``, ``identity`` (a key file), ``ledger`` (of privacy spent),
 ``max-epsilon`` (this client's own limit), ``base-mirrors`` (folders and URLs, where a base named by its
-fingerprint is fetched from), ``base-cache``, ``controls`` (a folder of control variates), ``late`` (one of
-an update that no sum has) and ``sessions`` (one for attempts of secure aggregation; without it Flower's node
-state has them).
+fingerprint is fetched from), ``base-cache``, ``controls`` (a folder of control variates), ``sessions``
+(one for attempts of secure aggregation; without it Flower's node state has them) and ``kept`` (one of
+what was masked last; without it and ``sessions`` that is kept for plans alone that take updates later).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from client.settings import (
     client_name,
     epsilon_limit,
     identity_path,
-    late_path,
+    keeps_updates,
+    kept_path,
     ledger_path,
     manifest_of,
     openings_path,
@@ -59,7 +60,7 @@ from protocol.plan import Plan
 from protocol.recipe import Recipe
 
 if TYPE_CHECKING:
-    from client.late_updates import LateUpdates
+    from client.kept_updates import KeptUpdates
 
 log = logging.getLogger("fedge.client")
 
@@ -170,7 +171,7 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
         receipts=Receipts(receipts_path(context)),
         first=lambda: first_digest(recipe),
         limit=epsilon_limit(context),
-        late=_late(context, plan, name, recipe, instruction),
+        kept=_kept(context, plan, name, recipe, instruction),
     )
     with session_of(context, sessions_path(context), plan.digest) as kept:
         after, reply = member.answer(
@@ -190,20 +191,23 @@ def _in_secret(phase: Phase, message: Message, context: Context) -> RecordDict:
     return content
 
 
-def _late(
+def _kept(
     context: Context, plan: Plan, name: str, recipe: Recipe, instruction: wire.Instruction
-) -> LateUpdates | None:
-    """Where the plan takes updates later, those of this client. (P-4.14)"""
-    if not plan.cohort.late_rounds:
+) -> KeptUpdates | None:
+    """What this client masked last, where it keeps it. (P-6.10, P-4.14)"""
+    late = bool(plan.cohort.late_rounds)
+    if not late and not keeps_updates(context):
         return None
-    from client.kept_update import FileLate
+    from client.kept_file import FileKept
+    from client.kept_updates import KeptUpdates
     from client.late_updates import LateUpdates
     from protocol.secagg.primitives import client_id
 
     key = read_identity(identity_path(context)).public_key().public_bytes_raw()
     size = recipe.round_layout(instruction.round).size
-    store = FileLate(late_path(context), plan.digest, name, size)
-    return LateUpdates(plan=plan, store=store, client=client_id(key).hex(), size=size)
+    store = FileKept(kept_path(context), plan.digest, name, size)
+    rule = LateUpdates if late else KeptUpdates
+    return rule(plan=plan, store=store, client=client_id(key).hex(), size=size)
 
 
 def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:

@@ -8,8 +8,11 @@ machine's log.
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Callable
+
+import numpy as np
 
 from protocol.errors import FedgeError, UpdateError
 from protocol.exchange import Contribution, failed_contribution
@@ -20,24 +23,43 @@ log = logging.getLogger("fedge.client")
 ZEROS = "contributed zeros: "  # how the line begins that tells the owner (operations.logs reads it)
 
 
-def words_or_zeros(
-    contribute: Callable[[], Contribution], encode: Callable[[Contribution], Word], *, size: int
-) -> Word:
-    """The words of a contribution of ``size`` coordinates; those of zeros when anything fails."""
+def contribution_or_zeros(contribute: Callable[[], Contribution], *, size: int) -> Contribution:
+    """What ``contribute`` gives, of ``size`` coordinates; zeros when anything fails or is not finite."""
     try:
         given = contribute()
-        if given.update.shape != (size,):
-            raise UpdateError(
-                f"this client's update has shape {given.update.shape}, not ({size},)",
-                "run one version of fedge at this site",
-            )
-        return encode(given)
-    except FedgeError as error:
-        log.warning("%s%s; %s", ZEROS, error.cause, error.remedy)
+        _verify(given, size)
     except Exception as error:
-        # Not its text: the message of a foreign exception may hold a row.
-        name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
-        log.error(
-            "%sunexpected %s\nTraceback (most recent call last):\n%s%s", ZEROS, name, where, name
+        _log(error)
+        return failed_contribution(size)
+    return given
+
+
+def words_or_zeros(given: Contribution, encode: Callable[[Contribution], Word]) -> Word:
+    """The words of a contribution; those of zeros when they cannot be made."""
+    try:
+        return encode(given)
+    except Exception as error:
+        _log(error)
+    return encode(failed_contribution(len(given.update)))
+
+
+def _verify(given: Contribution, size: int) -> None:
+    if given.update.shape != (size,):
+        raise UpdateError(
+            f"this client's update has shape {given.update.shape}, not ({size},)",
+            "run one version of fedge at this site",
         )
-    return encode(failed_contribution(size))
+    if not np.isfinite(given.update).all():
+        raise UpdateError("this client's update is not finite", "lower local.learning_rate")
+    for name, value in given.metrics.items():
+        if not 0 <= value < math.inf:
+            raise UpdateError(f"this client's {name} is {value}", "lower local.learning_rate")
+
+
+def _log(error: Exception) -> None:
+    if isinstance(error, FedgeError):
+        log.warning("%s%s; %s", ZEROS, error.cause, error.remedy)
+        return
+    # Not its text: the message of a foreign exception may hold a row.
+    name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+    log.error("%sunexpected %s\nTraceback (most recent call last):\n%s%s", ZEROS, name, where, name)

@@ -4,22 +4,17 @@ What a client has sent masked, and what nobody has opened, says nothing to anybo
 masked again for another sum. It must not be counted twice: the client masks it again only where the run's log
 shows that the attempt it was sent in ended without it. Who is slow contributes late, not never, and whose
 attempt failed does not train again.
-
-Of one incoming adapter a client masks one contribution, however often it is asked: the same sum opened twice
-says nothing new only while each member gives the same to both. (P-6.10) So a training that failed is kept as
-well, and who has helped to open a sum and has not kept what it gave takes no part in another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
-from protocol.errors import SecrecyError
-from protocol.exchange import Contribution, failed_contribution
+from client.kept_updates import KeptUpdate, KeptUpdates
+from protocol.exchange import Contribution
 from protocol.plan import Plan
 from protocol.transparency.leaves import Abort, Alive, Leaf
 from protocol.transparency.shown import MOST_OPEN, Told
@@ -27,104 +22,38 @@ from protocol.transparency.shown import MOST_OPEN, Told
 OF_ROWS_KEPT_OUT = "eval_"  # how metrics begin that are of the adapter that was received
 
 
-@dataclass(frozen=True, kw_only=True)
-class LateUpdate:
-    """A contribution as it was trained in ``round``, and the attempt that it was sent in last.
+@dataclass(frozen=True)
+class LateUpdates(KeptUpdates):
+    """The rule of a plan that takes updates later: what is kept is for one adapter, or free for the next."""
 
-    ``sid``, ``rid``: in hex, of the run and of the attempt's sum; ``seq``: the attempt's number; ``adapter``:
-    the digest of the one that came into it; ``age``: of the update there, in rounds. ``free``: the log has
-    shown that this sum is without it. ``bound``: it may be with it; the update is for that adapter alone.
-    """
+    def _again(
+        self, kept: KeptUpdate, number: int, place: tuple[str, int, str], adapter: str
+    ) -> KeptUpdate | None:
+        sid, _, rid = place
+        if (kept.sid, kept.adapter) == (sid, adapter):
+            elsewhere = not kept.free and kept.rid != rid  # another session's, with no end yet
+            return replace(kept, free=False, bound=kept.bound or elsewhere)
+        if usable(kept, self.plan, sid=sid, number=number):
+            return replace(kept, age=number - kept.round, free=False)
+        return None
 
-    contribution: Contribution
-    round: int
-    sid: str
-    seq: int
-    rid: str
-    adapter: str
-    age: int = 0
-    free: bool = False
-    bound: bool = False
+    def _weighed(self, kept: KeptUpdate) -> Contribution:
+        """Less the older it is, no figures of its adapter.
 
-    def at(self, age: int, decay: float, clip: float) -> Contribution:
-        """What it gives to a sum ``age`` rounds later: less the older it is, no figures of its adapter.
-
-        ``clip``: the L2 norm that the sum cuts to. It is cut before: else a long one would count in full.
+        It is cut to the L2 norm that the sum cuts to before: else a long one would count in full.
         """
-        if not age or self.contribution.failed:
-            return self.contribution
+        if not kept.age or kept.contribution.failed:
+            return kept.contribution
         metrics = {
             name: 0.0 if name.startswith(OF_ROWS_KEPT_OUT) else value
-            for name, value in self.contribution.metrics.items()
+            for name, value in kept.contribution.metrics.items()
         }
-        update = self.contribution.update
-        norm = float(np.linalg.norm(update.astype(np.float64)))
-        weight = np.float32(min(1.0, clip / norm if norm else 1.0) * (1.0 + age) ** -decay)
-        return replace(self.contribution, update=update * weight, metrics=metrics)
-
-
-class LateStore(Protocol):
-    """Where a client keeps the one that it has."""
-
-    def load(self) -> LateUpdate | None:
-        """What was kept last."""
-        ...
-
-    def keep(self, update: LateUpdate) -> None:
-        """Keep it in the place of any other; it is safe when this returns."""
-        ...
-
-    def forget(self) -> None:
-        """Keep none."""
-        ...
-
-
-@dataclass(frozen=True)
-class LateUpdates:
-    """One plan's rule at one client: ``client`` is its id in hex, updates are of ``size`` numbers."""
-
-    plan: Plan
-    store: LateStore
-    client: str
-    size: int
-
-    def contribution(
-        self,
-        number: int,
-        place: tuple[str, int, str],
-        adapter: str,
-        train: Callable[[], Contribution],
-    ) -> Contribution:
-        """That of round ``number``: what is kept, where it may be used, else what ``train`` gives.
-
-        ``place``: sid, seq and rid of the sum that it is for; ``adapter``: the digest of the one that came
-        in, for which it is the same every time. It is kept before this returns or raises what ``train`` does.
-        """
-        kept, decay = self.store.load(), self.plan.cohort.late_decay
-        (sid, seq, rid), failure = place, None
-        if kept is not None and (kept.sid, kept.adapter) == (sid, adapter):
-            elsewhere = not kept.free and kept.rid != rid  # another session's, with no end yet
-            kept = replace(kept, free=False, bound=kept.bound or elsewhere)
-        elif kept is not None and usable(kept, self.plan, sid=sid, number=number):
-            kept = replace(kept, age=number - kept.round, free=False)
-        else:
-            given, failure = self._trained(train)
-            kept = LateUpdate(contribution=given, round=number, sid=sid, seq=0, rid="", adapter="")
-        self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, adapter=adapter))
-        if failure is not None:
-            raise failure
         clip = self.plan.privacy.clip if self.plan.private else self.plan.secrecy.clip
-        return kept.at(kept.age, decay, clip)
-
-    def _trained(self, train: Callable[[], Contribution]) -> tuple[Contribution, Exception | None]:
-        """What ``train`` gives, or zeros and what it raised."""
-        try:
-            given = train()
-        except Exception as error:
-            return failed_contribution(self.size), error
-        if given.update.shape != (self.size,) or not np.isfinite(given.update).all():
-            return failed_contribution(self.size), None
-        return given, None
+        update = kept.contribution.update
+        norm = float(np.linalg.norm(update.astype(np.float64)))
+        decay = (1.0 + kept.age) ** -self.plan.cohort.late_decay
+        weight = np.float32(min(1.0, clip / norm if norm else 1.0) * decay)
+        return replace(kept.contribution, update=update * weight, metrics=metrics)
 
     def waiting(self, sid: str) -> list[int]:
         """The attempt of run ``sid`` whose end the client has to see before it uses what it keeps."""
@@ -134,22 +63,19 @@ class LateUpdates:
         return [kept.seq]
 
     def settle(
-        self, sid: str, seq: int, adapter: str, leaves: Iterable[Leaf], *, opened: bool
+        self,
+        sid: str,
+        seq: int,
+        adapter: str,
+        leaves: Iterable[Leaf],
+        *,
+        number: int,
+        opened: Collection[int],
     ) -> None:
-        """By leaves of run ``sid``'s log, which the client has verified: free, bound, or forgotten.
-
-        ``seq``: of the attempt that begins, into which the one with digest ``adapter`` comes. What the log
-        says nothing of may have been counted. ``opened``: the client has given shares for a sum of that
-        adapter; raises SecrecyError ``update.lost`` where what it gave to it is not there.
-        """
+        """Also whether it is free, bound, or to be forgotten: what the log says nothing of may be counted."""
         kept = self.store.load()
-        if opened and (kept is None or (kept.sid, kept.adapter) != (sid, adapter)):
-            raise SecrecyError(
-                "update.lost",
-                "this client has helped to open a sum of this adapter and has not kept its update for it: "
-                "another one would show both",
-                "nothing was revealed; it takes part again with the next adapter",
-            )
+        if opened:
+            self.verify_there(kept, sid, adapter)
         if kept is None or kept.free:
             return
         same = (kept.sid, kept.adapter) == (sid, adapter)
@@ -163,7 +89,7 @@ class LateUpdates:
         else:
             self.store.forget()
 
-    def _ended_without(self, kept: LateUpdate, leaves: list[Leaf]) -> bool:
+    def _ended_without(self, kept: KeptUpdate, leaves: list[Leaf]) -> bool:
         asked = {each.rid for leaf in leaves if isinstance(leaf, Abort) for each in leaf.revealed}
         if kept.rid in asked:  # whoever asked may hold that sum
             return False
@@ -189,7 +115,7 @@ class LateUpdates:
             self.store.keep(replace(kept, bound=True))
 
 
-def usable(kept: LateUpdate, plan: Plan, *, sid: str, number: int) -> bool:
+def usable(kept: KeptUpdate, plan: Plan, *, sid: str, number: int) -> bool:
     """Whether round ``number`` of run ``sid`` takes it."""
     fresh = 0 <= number - kept.round <= plan.cohort.late_rounds
     return kept.free and kept.sid == sid and fresh and not kept.contribution.failed

@@ -13,7 +13,7 @@ from functools import cached_property
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.budget import verify_budget, verify_limit, verify_own_limit
-from client.late_updates import LateUpdates
+from client.kept_updates import KeptUpdates
 from client.ledger import Account, Ledger
 from client.openings import Openings
 from client.receipts import Receipts
@@ -38,8 +38,7 @@ class Membership:
 
     ``size`` is the number of coordinates of this round's update, by the plan; ``limit`` the epsilon
     at delta 1e-6 that this client's data may spend over all runs and plans; ``first`` gives the digest of
-    round 0's adapter as the plan makes it. ``late`` is what it keeps of an update that no sum has, where the
-    plan takes it later.
+    round 0's adapter as the plan makes it. ``kept`` is what it masked last, where it is to outlive what asks.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Membership:
     receipts: Receipts
     first: Callable[[], str]
     limit: float = math.inf
-    late: LateUpdates | None = None
+    kept: KeptUpdates | None = None
 
     @cached_property
     def plan_digest(self) -> str:

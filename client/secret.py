@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from client.failures import words_or_zeros
+from client.failures import contribution_or_zeros, words_or_zeros
 from client.membership import Membership
 from client.openings import Line
 from protocol.encoding import seed_from, vector_digest
@@ -105,7 +105,7 @@ class Member(Membership):
     def told(self, sid: bytes) -> Told:
         """What the coordinator of run ``sid`` has to know of this client's memory. (P-8.10)"""
         told = self.receipts.told(sid)
-        return told if self.late is None else self.late.told(told, sid.hex())
+        return told if self.kept is None else self.kept.told(told, sid.hex())
 
     def _share(
         self, request: bytes, instruction: Instruction, session: Session, log_text: str | None
@@ -122,10 +122,12 @@ class Member(Membership):
             session.sid, shown, place, incoming, lambda rids: self.openings.of_sums(plan, rids)
         )
         self.verify_voids(session.sid, instruction)
-        if self.late is not None:
-            run, adapter = session.sid.hex(), instruction.adapter_digest
-            opened = any(line.plan == plan for line in self.openings.of_adapter(adapter))
-            self.late.settle(run, session.seq, adapter, leaves_of(shown), opened=opened)
+        if self.kept is not None:
+            run, adapter, number = session.sid.hex(), incoming.digest, incoming.round
+            lines = self.openings.of_adapter(adapter)
+            opened = {line.opening.round for line in lines if line.plan == plan}
+            leaves = leaves_of(shown)
+            self.kept.settle(run, session.seq, adapter, leaves, number=number, opened=opened)
         digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),
@@ -160,8 +162,8 @@ class Member(Membership):
             ),
         )
         self.spend(instruction, session)
-        if self.late is not None:
-            self.late.summed(opening.rid.hex())
+        if self.kept is not None:
+            self.kept.summed(opening.rid.hex())
         return shares
 
     def _alive_shares(
@@ -257,19 +259,26 @@ class Member(Membership):
         encoding = encoding_for(self.plan, instruction, size=self.size, clients=len(members))
         terms = terms_for(self.plan, instruction, encoding, roster_root(self.roster))
         opened = core.open_shares(part(session.shared), request, terms, policy=self.policy)
-        if self.late is not None:
-            place = session.sid.hex(), session.seq, opened.rid.hex()
-            adapter = instruction.adapter_digest
-            contribute = partial(
-                self.late.contribution, instruction.round, place, adapter, contribute
-            )
-        words = self._words(encoding, instruction, contribute)
+        given = self._given(session, opened.rid, instruction, contribute)
+        words = self._words(encoding, instruction, given)
         suite = Suite(self.plan.secrecy.suite)
         return core.mask(opened, words, bits=encoding.bits, suite=suite, key=self.key)
 
-    def _words(
-        self, encoding: Encoding, instruction: Instruction, contribute: Callable[[], Contribution]
-    ) -> Word:
+    def _given(
+        self,
+        session: Session,
+        rid: bytes,
+        instruction: Instruction,
+        contribute: Callable[[], Contribution],
+    ) -> Contribution:
+        """For the sum ``rid``: of one incoming adapter the same, whatever asks for it again. (P-6.10)"""
+        train = partial(contribution_or_zeros, contribute, size=self.size)
+        if self.kept is None:
+            return train()
+        place = session.sid.hex(), session.seq, rid.hex()
+        return self.kept.contribution(instruction.round, place, instruction.adapter_digest, train)
+
+    def _words(self, encoding: Encoding, instruction: Instruction, given: Contribution) -> Word:
         """What is masked; whatever fails here, nobody else learns that this client failed. (P-4.4)"""
         turn = self.plan.turn(instruction.round)
         seed = seed_from("rounding", self.plan.seed, turn, self.name)
@@ -277,7 +286,7 @@ class Member(Membership):
         def encode(contribution: Contribution) -> Word:
             return encoding.words(contribution, np.random.default_rng(seed), self.random)
 
-        return words_or_zeros(contribute, encode, size=self.size)
+        return words_or_zeros(given, encode)
 
 
 def first_digest(recipe: Recipe) -> str:

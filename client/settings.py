@@ -144,12 +144,17 @@ def controls_path(context: Context) -> Path:
     return identity.with_name(identity.name + ".controls")
 
 
-def late_path(context: Context) -> Path:
-    """The folder where this client keeps an update that no sum has: beside its identity unless it says so."""
-    if own := context.node_config.get("late"):
+def kept_path(context: Context) -> Path:
+    """The folder where this client keeps what it masked last: beside its identity unless it says so."""
+    if own := context.node_config.get("kept"):
         return Path(str(own))
     identity = identity_path(context)
-    return identity.with_name(identity.name + ".late")
+    return identity.with_name(identity.name + ".kept")
+
+
+def keeps_updates(context: Context) -> bool:
+    """Whether it keeps what it masked under every plan: where it has a place for what outlives a process."""
+    return bool({"kept", "sessions"} & context.node_config.keys())
 
 
 def epsilon_limit(context: Context) -> float:

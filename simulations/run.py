@@ -25,7 +25,7 @@ from audit.sources import Folder
 from audit.verify import audit
 from base_model.release import release_adapter
 from client.data import Rows
-from client.kept_update import FileLate
+from client.kept_file import FileKept
 from client.late_updates import usable
 from edge_runtime.calibrating import calibrate_release
 from protocol.errors import FedgeError
@@ -152,7 +152,7 @@ def _keeps_update(prepared: Prepared, partition: int, number: int) -> bool:
     if not plan.cohort.late_rounds:
         return False
     size = Recipe(plan=plan, manifest=prepared.manifest).round_layout(number).size
-    kept = FileLate(prepared.out / CLIENTS / f"{name}.key.late", plan.digest, name, size).load()
+    kept = FileKept(prepared.out / CLIENTS / f"{name}.key.kept", plan.digest, name, size).load()
     return kept is not None and usable(kept, plan, sid=kept.sid, number=number)
 
 

@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
             seconds = time.perf_counter() - started
             load_state(model, arrays.to_torch_state_dict())
             share = accuracy(model, tokenizer, work.test, work)
-            rounds.append({"seconds": seconds, "accuracy": share})
+            rounds.append({"seconds": seconds, "accuracy": share, "at": time.time()})
         return MetricRecord({})
 
     strategy = FedAvg(

@@ -56,4 +56,4 @@ class Evaluation(FLComponent):
         tensors = {name: torch.as_tensor(value) for name, value in parameters.items()}
         set_peft_model_state_dict(self._model, tensors)
         share = accuracy(self._model, self._tokenizer, self._work.test, self._work)
-        self._rounds.append({"seconds": seconds, "accuracy": share})
+        self._rounds.append({"seconds": seconds, "accuracy": share, "at": time.time()})

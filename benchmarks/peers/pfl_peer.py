@@ -81,7 +81,7 @@ class Evaluation(TrainingProcessCallback[Any]):
         seconds = time.perf_counter() - self._started
         peft = model.pytorch_model.peft
         share = accuracy(peft, self._tokenizer, self._work.test, self._work)
-        self.rounds.append({"seconds": seconds, "accuracy": share})
+        self.rounds.append({"seconds": seconds, "accuracy": share, "at": time.time()})
         self.numbers = sum(value.numel() for value in model.get_parameters().values())
         return False, Metrics()
 

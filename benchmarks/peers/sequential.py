@@ -31,7 +31,13 @@ def main(run: Path, out: Path) -> None:
         state = total
         load_state(model, state)
         seconds = time.perf_counter() - started
-        rounds.append({"seconds": seconds, "accuracy": accuracy(model, tokenizer, work.test, work)})
+        rounds.append(
+            {
+                "seconds": seconds,
+                "accuracy": accuracy(model, tokenizer, work.test, work),
+                "at": time.time(),
+            }
+        )
     size = 4 * sum(value.numel() for value in state.values())
     out.write_text(json.dumps({"rounds": rounds, "bytes_up": size, "bytes_down": size}))
 

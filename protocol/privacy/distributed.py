@@ -56,12 +56,7 @@ class Mechanism:
     @property
     def grid(self) -> float:
         """g: the largest with ``g B <= 1.01 c``, by bisection, cut to a multiple of 2^-40."""
-        low, high = 0.0, self.clip
-        for _ in range(80):
-            middle = (low + high) / 2
-            fits = middle * norm_bound(self.clip, middle, self.turn.padded) <= INFLATION * self.clip
-            low, high = (middle, high) if fits else (low, middle)
-        return float(math.floor(low * 2**GRID_BITS) / 2**GRID_BITS)
+        return _largest_grid(self.clip, self.turn.padded)
 
     @property
     def local_noise(self) -> float:
@@ -155,6 +150,16 @@ class Mechanism:
         noise = ratio * self.grid
         rho = sensitivity * sensitivity / (2 * self.honest * (noise * noise))
         return Spent(rho=rho, xi=_nearest_xi(self.sigma, self.honest, padded))
+
+
+@lru_cache(maxsize=64)
+def _largest_grid(clip: float, padded: int) -> float:
+    low, high = 0.0, clip
+    for _ in range(80):
+        middle = (low + high) / 2
+        fits = middle * norm_bound(clip, middle, padded) <= INFLATION * clip
+        low, high = (middle, high) if fits else (low, middle)
+    return float(math.floor(low * 2**GRID_BITS) / 2**GRID_BITS)
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ Its inverse on integers is exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,20 +48,12 @@ class Rotation:
     @property
     def transform(self) -> int:
         """h: length of a block, the largest power of two up to 2^14 with which d' is within its bound."""
-        length = min(BLOCK, 1 << max(self.size - 1, 0).bit_length())
-        while 100 * length * self._blocks(length) > (100 + GROWTH) * self.size + 100 * CONSTANT:
-            length //= 2
-        return length
-
-    def _blocks(self, length: int) -> int:
-        # Odd: with an even number a block of the second turn would sample each of the first turn's at
-        # places that agree in their lowest bits, where transforms are correlated.
-        return -(-self.size // length) | 1
+        return _block_length(self.size)
 
     @property
     def padded(self) -> int:
         """d': length of the rotated vector, 1.03 size + 64 at most."""
-        return self.transform * self._blocks(self.transform)
+        return self.transform * _blocks(self.size, self.transform)
 
     def forward(self, vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(size,) to (padded,), with the same L2 norm; block after block."""
@@ -95,6 +88,20 @@ class Rotation:
         bits = np.unpackbits(octets, bitorder="little")[:count]
         signs: npt.NDArray[np.int8] = 1 - 2 * bits.astype(np.int8)
         return signs.reshape(TURNS, -1)
+
+
+@lru_cache(maxsize=64)
+def _block_length(size: int) -> int:
+    length = min(BLOCK, 1 << max(size - 1, 0).bit_length())
+    while 100 * length * _blocks(size, length) > (100 + GROWTH) * size + 100 * CONSTANT:
+        length //= 2
+    return length
+
+
+def _blocks(size: int, length: int) -> int:
+    # Odd: with an even number a block of the second turn would sample each of the first turn's at
+    # places that agree in their lowest bits, where transforms are correlated.
+    return -(-size // length) | 1
 
 
 def _hadamard(blocks: Array) -> Array:

@@ -236,7 +236,7 @@ def test_what_a_site_trained_too_late_is_in_a_later_sum(
 
         def is_kept_again() -> bool:
             about = re.search(
-                r'"round\\*":(\d+),.*seq\\*":(\d+)', text_in(site.with_name(site.name + ".late"))
+                r'"round\\*":(\d+),.*seq\\*":(\d+)', text_in(site.with_name(site.name + ".kept"))
             )
             if about:
                 seen.add((int(about[1]), int(about[2])))

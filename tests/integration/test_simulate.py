@@ -202,7 +202,7 @@ def test_late_updates_are_in_later_sums_and_the_adapter_is_the_same_whoever_trai
     used = [read(path)["used"] for path in sorted(folder.glob("rounds/000[1-6]/record.json"))]
     assert slow
     assert any(slow & {*names} for names in used)
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.glob("clients/*.late/*"))
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.glob("clients/*.kept/*"))
 
 
 def test_faults_are_recorded_with_their_cause(experiment_file: Path) -> None:

@@ -19,7 +19,8 @@ from audit.continued import start_of
 from audit.log_copy import Trust
 from audit.sources import Folder
 from audit.verify import load_run
-from client.kept_update import FileLate
+from client.kept_file import FileKept
+from client.kept_updates import KeptUpdates
 from client.late_updates import LateUpdates, usable
 from client.ledger import FileLedger
 from client.openings import FileOpenings
@@ -173,15 +174,16 @@ class Sites:
             openings=FileOpenings(self.folder / f"{site}.openings.jsonl"),
             receipts=self.receipts(site),
             first=lambda: first_digest(Recipe(plan=self.plan, manifest=self.manifest)),
-            late=self.late(site, told.round) if self.plan.cohort.late_rounds else None,
+            kept=self.kept(site, told.round),
         )
 
-    def late(self, site: int, number: int) -> LateUpdates:
-        """What a site keeps of an update that no sum has."""
-        return LateUpdates(
+    def kept(self, site: int, number: int) -> KeptUpdates:
+        """What a site masked last."""
+        rule = LateUpdates if self.plan.cohort.late_rounds else KeptUpdates
+        return rule(
             plan=self.plan,
-            store=FileLate(
-                self.folder / f"{site}.late", self.plan.digest, _name(site), self._size(number)
+            store=FileKept(
+                self.folder / f"{site}.kept", self.plan.digest, _name(site), self._size(number)
             ),
             client=client_id(self.roster[_name(site)]).hex(),
             size=self._size(number),
@@ -191,7 +193,7 @@ class Sites:
         """Whether it need not train for a round."""
         if not self.plan.cohort.late_rounds:
             return False
-        kept = self.late(site, number).store.load()
+        kept = self.kept(site, number).store.load()
         return kept is not None and usable(kept, self.plan, sid=kept.sid, number=number)
 
     def _size(self, number: int) -> int:

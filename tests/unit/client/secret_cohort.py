@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.kept_file import FileKept
+from client.kept_updates import KeptUpdates
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -74,6 +76,12 @@ class Coordinator:
                 openings=FileOpenings(folder / f"{name}.openings.jsonl"),
                 receipts=Receipts(folder / f"{name}.receipts.jsonl"),
                 first=lambda: adapter_of(1),
+                kept=KeptUpdates(
+                    plan=self.plan,
+                    store=FileKept(folder / "kept", self.plan.digest, name, size),
+                    client=client_id(roster[name]).hex(),
+                    size=size,
+                ),
             )
             for name in names
         }

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from client.kept_update import FileLate
-from client.late_updates import LateStore, LateUpdate, LateUpdates
+from client.failures import contribution_or_zeros
+from client.kept_file import FileKept
+from client.kept_updates import KeptStore, KeptUpdate
+from client.late_updates import LateUpdates
 from protocol.errors import MachineError, SecrecyError, UpdateError
-from protocol.exchange import Contribution, failed_contribution
+from protocol.exchange import Contribution
 from protocol.plan import Plan, plan_from
 from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Abort, Alive, AskedSum, Leaf
@@ -38,9 +41,9 @@ def trained(value: float = 1.0) -> Contribution:
     return Contribution(update=np.full(SIZE, value, np.float32), weight=1, metrics=METRICS)
 
 
-def sent(**changes: Any) -> LateUpdate:
+def sent(**changes: Any) -> KeptUpdate:
     """Trained in round 3, sent in attempt 5."""
-    update = LateUpdate(contribution=trained(), round=3, sid=SID, seq=5, rid=RID, adapter=THIRD)
+    update = KeptUpdate(contribution=trained(), round=3, sid=SID, seq=5, rid=RID, adapter=THIRD)
     return replace(update, **changes)
 
 
@@ -54,12 +57,12 @@ def abort(group: int | None = None, seq: int = 5, revealed: bool = False) -> Abo
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LateStore:
-    return FileLate(tmp_path / "late", PLAN_DIGEST, "site-1", SIZE)
+def store(tmp_path: Path) -> KeptStore:
+    return FileKept(tmp_path / "kept", PLAN_DIGEST, "site-1", SIZE)
 
 
 @pytest.fixture
-def late(store: LateStore) -> LateUpdates:
+def late(store: KeptStore) -> LateUpdates:
     return LateUpdates(plan=plan_with(), store=store, client=MINE, size=SIZE)
 
 
@@ -82,11 +85,11 @@ def test_it_is_free_where_the_log_shows_a_sum_without_it_and_forgotten_else(
     late: LateUpdates, leaves: list[Leaf], free: bool
 ) -> None:
     late.store.keep(sent())
-    late.settle(SID, 6, FOURTH, leaves, opened=False)
+    late.settle(SID, 6, FOURTH, leaves, number=4, opened=())
     kept = late.store.load()
     assert (kept is not None and kept.free) == free
     assert kept is None or kept.contribution.update.tolist() == [1.0] * SIZE
-    late.settle(SID, 7, FOURTH, [], opened=False)  # nothing was sent since
+    late.settle(SID, 7, FOURTH, [], number=4, opened=())  # nothing was sent since
     assert (late.store.load() is not None) == free
 
 
@@ -95,7 +98,9 @@ def test_of_another_run_or_of_this_attempt_it_is_forgotten(
     late: LateUpdates, changes: dict[str, Any]
 ) -> None:
     late.store.keep(sent(**changes))
-    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort(seq=changes.get("seq", 5))], opened=False)
+    late.settle(
+        SID, 6, FOURTH, [alive([OTHER]), abort(seq=changes.get("seq", 5))], number=4, opened=()
+    )
     assert late.store.load() is None
 
 
@@ -117,7 +122,7 @@ def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
     assert kept.contribution.update.tolist() == [1.0 if kept.round == 3 else 9.0] * SIZE
 
 
-def test_of_one_beyond_the_clip_age_takes_as_much(store: LateStore) -> None:
+def test_of_one_beyond_the_clip_age_takes_as_much(store: KeptStore) -> None:
     plan = plan_with()
     clip, late = plan.secrecy.clip, LateUpdates(plan=plan, store=store, client=MINE, size=SIZE)
     late.store.keep(sent(free=True, contribution=trained(100 * clip)))
@@ -141,35 +146,35 @@ def test_a_training_that_failed_gives_the_same_to_a_sum_of_that_adapter_and_noth
         raise UpdateError("the loss is not finite", "lower the rate")
 
     nan = Contribution(update=np.full(SIZE, np.nan, np.float32), weight=1, metrics=METRICS)
-    for number, train in enumerate((diverged, lambda: nan, lambda: failed_contribution(SIZE)), 4):
+    unmeasured = replace(trained(), metrics=METRICS | {"loss_sum": np.inf})
+    for number, train in enumerate((diverged, lambda: nan, lambda: unmeasured), 4):
         adapter, place = f"{number:064x}", (SID, number, RID)
-        if train is diverged:
-            with pytest.raises(UpdateError):
-                late.contribution(number, place, adapter, train)
-        else:
-            assert late.contribution(number, place, adapter, train).failed
-        late.settle(SID, number + 1, adapter, [abort(seq=number)], opened=True)
+        given = late.contribution(
+            number, place, adapter, partial(contribution_or_zeros, train, size=SIZE)
+        )
+        assert given.failed
+        late.settle(SID, number + 1, adapter, [abort(seq=number)], number=4, opened={4})
         assert late.contribution(number, (SID, number, "f6" * 32), adapter, trained).failed
-        late.settle(SID, number + 2, "a5" * 32, [abort(seq=number)], opened=False)
+        late.settle(SID, number + 2, "a5" * 32, [abort(seq=number)], number=4, opened=())
         assert not late.contribution(number, (SID, number, RID), "a5" * 32, trained).failed
 
 
 @pytest.mark.parametrize("kept", [None, sent(), sent(free=True), sent(sid="e5" * 32)])
 def test_who_has_helped_to_open_a_sum_and_has_not_what_it_gave_takes_part_in_no_other(
-    late: LateUpdates, kept: LateUpdate | None
+    late: LateUpdates, kept: KeptUpdate | None
 ) -> None:
     adapter = "a5" * 32
     if kept is not None:
         late.store.keep(kept)
     with pytest.raises(SecrecyError, match=r"^update\.lost"):
-        late.settle(SID, 6, adapter, [alive([OTHER])], opened=True)
-    late.settle(SID, 6, adapter, [alive([OTHER])], opened=False)
+        late.settle(SID, 6, adapter, [alive([OTHER])], number=4, opened={4})
+    late.settle(SID, 6, adapter, [alive([OTHER])], number=4, opened=())
 
 
 def test_where_it_cannot_be_kept_nothing_is_given(late: LateUpdates, tmp_path: Path) -> None:
     """An older one that stays would be given twice."""
     late.store.keep(sent(free=True))
-    (tmp_path / "late").chmod(0o755)
+    (tmp_path / "kept").chmod(0o755)
     with pytest.raises(MachineError, match="open to other users"):
         late.contribution(4, (SID, 6, "f6" * 32), FOURTH, lambda: trained(9.0))
 
@@ -181,7 +186,7 @@ def test_shares_for_its_sum_end_it(late: LateUpdates) -> None:
     assert late.waiting("e5" * 32) == []
     late.summed(RID)
     assert late.waiting(SID) == []
-    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort()], opened=False)
+    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort()], number=4, opened=())
     assert late.store.load() is None
 
 
@@ -196,25 +201,25 @@ def test_of_one_adapter_it_gives_the_same_whatever_came_of_its_sum(
     if opened:
         late.summed("d6" * 32)
     for number, seq in ((5, 7), (5, 8), (6, 9)):  # also after a round that was void
-        late.settle(SID, seq, FOURTH, asked, opened=False)
+        late.settle(SID, seq, FOURTH, asked, number=4, opened=())
         given = late.contribution(number, (SID, seq, f"{seq:064x}"), FOURTH, lambda: trained(9.0))
         assert given.update.tolist() == first.update.tolist()
         assert given.metrics == first.metrics
-    late.settle(SID, 10, "a5" * 32, [alive([OTHER], rid=f"{9:064x}")], opened=False)
+    late.settle(SID, 10, "a5" * 32, [alive([OTHER], rid=f"{9:064x}")], number=4, opened=())
     assert late.store.load() is None  # an earlier sum may have it
 
 
 def test_of_two_sessions_with_one_adapter_none_frees_what_the_other_sent(late: LateUpdates) -> None:
     late.contribution(4, (SID, 6, "d6" * 32), FOURTH, trained)
     late.contribution(4, (SID, 7, "d7" * 32), FOURTH, lambda: trained(9.0))
-    late.settle(SID, 8, "a5" * 32, [abort(seq=7)], opened=False)
+    late.settle(SID, 8, "a5" * 32, [abort(seq=7)], number=4, opened=())
     assert late.store.load() is None
 
 
-def test_the_file_is_its_owners_and_comes_back_whole(store: LateStore, tmp_path: Path) -> None:
+def test_the_file_is_its_owners_and_comes_back_whole(store: KeptStore, tmp_path: Path) -> None:
     update = sent(free=True)
     store.keep(update)
-    (path,) = (tmp_path / "late").iterdir()
+    (path,) = (tmp_path / "kept").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     again = store.load()
     assert again is not None
@@ -243,10 +248,10 @@ def test_the_file_is_its_owners_and_comes_back_whole(store: LateStore, tmp_path:
     ],
 )
 def test_a_damaged_file_is_refused_with_its_remedy(
-    store: LateStore, tmp_path: Path, change: Any, fault: str
+    store: KeptStore, tmp_path: Path, change: Any, fault: str
 ) -> None:
     store.keep(sent())
-    (path,) = (tmp_path / "late").iterdir()
+    (path,) = (tmp_path / "kept").iterdir()
     tensors, about = change(*decode_tensors(path.read_bytes(), source="t"))
     path.write_bytes(encode_tensors(tensors, about))
     with pytest.raises(MachineError, match=fault) as raised:

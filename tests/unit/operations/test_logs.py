@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.failures import words_or_zeros
+from client.failures import contribution_or_zeros
 from operations import logs
 from operations.logs import JsonLog, Redactor, last_refusal
 from protocol.errors import DataError
@@ -158,7 +158,7 @@ def test_what_failed_behind_a_masked_answer_is_told_at_home_without_rows(
             raise error
 
         caplog.clear()
-        words_or_zeros(contribute, lambda given: given.update, size=3)
+        contribution_or_zeros(contribute, size=3)
         redactor = Redactor()
         lines = [redactor.line(line) for line in caplog.messages[0].split("\n")]
         return [line for line in lines if line]

@@ -40,7 +40,7 @@ class Watched(Sites):
     def _secret(self, phase: Phase, site: int, told: Instruction, content: Any) -> bytes:
         reply = super()._secret(phase, site, told, content)
         if phase is Phase.MASK:
-            kept = self.late(site, told.round).store.load()
+            kept = self.kept(site, told.round).store.load()
             assert kept is not None
             self.sent[site, kept.seq] = kept.round
         return reply

@@ -1,8 +1,8 @@
-"""The file of a late update: its owner's alone, of bounded size, replaced whole. (P-4.14)
+"""The file of a kept update: its owner's alone, of bounded size, replaced whole. (P-6.10, P-4.14)
 
 It is made of the client's rows, so it is private. Lost or deleted it costs one training, and a round where a
-sum of its adapter is asked for again. One put back from a backup would be counted twice: a site that
-restores a backup deletes it.
+sum of its adapter is asked for again. One put back from a backup might be counted twice: a site that
+restores a backup deletes it, and it may delete those of plans that have ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from client.late_updates import LateUpdate
+from client.kept_updates import KeptUpdate
 from client.private import private_folder, write_private
 from protocol.documents import OddError, json_as
 from protocol.encoding import digest
@@ -23,7 +23,7 @@ from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Count, Sha256
 from storage.regular import read_regular
 
-FORMAT, UPDATE, ABOUT = "fedge-late-update-1", "update", "fedge"
+FORMAT, UPDATE, ABOUT = "fedge-kept-update-1", "update", "fedge"
 MOST_FILE = 2**32  # bytes
 REMEDY = "delete it: the client then trains anew"
 
@@ -47,15 +47,16 @@ class _About(BaseModel):
     metrics: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
-class FileLate:
+class FileKept:
     """In ``folder``, of ``client`` under the plan with digest ``plan``; updates are of ``size`` numbers."""
 
     def __init__(self, folder: Path, plan: str, client: str, size: int) -> None:
-        own = digest("late", client.encode())[:16]  # a folder may be several clients'
+        # A folder may be several clients'; rounds of a plan whose parts turn are of several sizes.
+        own = digest("kept", f"{size} {client}".encode())[:16]
         self._path = folder / f"{plan[:32]}-{own}.safetensors"
         self._plan, self._client, self._size = plan, client, size
 
-    def load(self) -> LateUpdate | None:
+    def load(self) -> KeptUpdate | None:
         """What the file holds. Raises MachineError for a damaged one, or another plan's."""
         try:
             data = read_regular(self._path, most=MOST_FILE)
@@ -82,7 +83,7 @@ class FileLate:
         contribution = Contribution(
             update=update, weight=about.weight, metrics=about.metrics, failed=about.failed
         )
-        return LateUpdate(
+        return KeptUpdate(
             contribution=contribution,
             round=about.round,
             sid=about.sid,
@@ -94,7 +95,7 @@ class FileLate:
             bound=about.bound,
         )
 
-    def keep(self, update: LateUpdate) -> None:
+    def keep(self, update: KeptUpdate) -> None:
         """Replace the file. Raises MachineError; then nothing may be answered."""
         about = _About(
             format=FORMAT,
