@@ -11,27 +11,30 @@ from torch import nn
 
 from protocol.forms import HEAD
 from protocol.head_tensors import BIAS, WEIGHT, whole_head
-from protocol.methods.lora import B, Factors
+from protocol.methods.base import Method
+from protocol.methods.lora import B
 from protocol.peft_format import is_head
 
 
-def freeze_factors(model: nn.Module, adapter: str) -> None:
-    """Leave the bias of B alone to be trained; the product of the factors stays zero."""
+def freeze_idle(model: nn.Module, adapter: str, method: Method[Any]) -> None:
+    """Leave weights of peft's factors that the method has not as they are; biases are trained. (``idle``)"""
     for layer in _layers(model, adapter):
-        layer.lora_A[adapter].weight.requires_grad_(False)
-        layer.lora_B[adapter].weight.requires_grad_(False)
+        for part in method.idle:
+            getattr(layer, part)[adapter].weight.requires_grad_(False)
 
 
 def insert_sequence(
-    model: nn.Module, adapter: str, method: Factors[Any], shapes: Mapping[str, tuple[int, ...]]
+    model: nn.Module, adapter: str, method: Method[Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Put what a method trains in a row as one module where peft expects B.
+    """Put what a method trains in a row as one module where peft expects B. (``sequence``)
 
     What has two dimensions is a linear of the rank, what has three one of each group of features, what has
     one scales features; ``shapes`` are those of the adapter's tensors. peft's forward calls that
     module and does no more with it; whatever else of peft reads ``lora_B[name].weight`` (merging, saving)
     fails instead of leaving something out.
     """
+    if len(method.sequence) < 2:
+        return
     inner = {
         name.rpartition(".")[2]: shape for name, shape in shapes.items()
     }  # alike in all linears

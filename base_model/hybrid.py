@@ -25,13 +25,12 @@ from protocol.forms import HEAD
 from protocol.layout import Tensors
 from protocol.methods.base import Constants
 from protocol.methods.hybrid import Hybrid, of_member
-from protocol.methods.lora import Factors, lora_config
+from protocol.methods.lora import lora_config
 from protocol.peft_format import CONFIG_FILE, Published
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
-INNERMOST_FIRST = ("SHIFT", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "NARROW_IA3", "BOTTLENECK")
-AROUND = ("PROMPT_TUNING", "PREFIX_TUNING")
+INNERMOST_FIRST = ("shift", "scale", "beside", "narrow scale", "behind", "around")
 
 
 class HybridModel:
@@ -50,8 +49,8 @@ class HybridModel:
             len(members),
             lora_config(targets="dummy-target-modules", rank=1, alpha=1.0),
         )
-        for number, own in _in_order(members):
-            if own["peft_type"] in AROUND:
+        for number, own in _in_order(members, hybrid):
+            if hybrid.members[number].place == "around":
                 around, settings = number, dict(own)
             elif hybrid.members[number].of_peft:
                 _inject(model, own, _name(number))
@@ -70,8 +69,7 @@ class HybridModel:
         _use_all(model)
         for number, method in enumerate(hybrid.members):
             relate(model, _name(number))
-            if isinstance(method, Factors) and len(method.sequence) > 1:
-                insert_sequence(model, _name(number), method, of_member(number, shapes))
+            insert_sequence(model, _name(number), method, of_member(number, shapes))
         self.outer.requires_grad_(False)
         named = _named(model, self.outer, len(members))
         self.parameters = {name: named[_key(name, hybrid)] for name in shapes}
@@ -107,22 +105,20 @@ def _key(name: str, hybrid: Hybrid) -> str:
     return f"{number}.{method.trained_name(own).removeprefix(method.saved_prefix)}"
 
 
-def _in_order(members: list[Config]) -> list[tuple[int, Config]]:
+def _in_order(members: list[Config], hybrid: Hybrid) -> list[tuple[int, Config]]:
     """Numbers and settings from within; factors of features are two, by what they scale."""
     placed: list[tuple[str, int, Config]] = []
     for number, config in enumerate(members):
-        kind = config["peft_type"]
-        if kind == "IA3":
-            narrow = config["feedforward_modules"]
-            wide = [path for path in config["target_modules"] if path not in narrow]
-            for depth, paths, inputs in (("IA3", wide, []), ("NARROW_IA3", narrow, narrow)):
-                if paths:
-                    part = {"target_modules": paths, "feedforward_modules": inputs}
-                    placed.append((depth, number, {**config, **part}))
-        else:
-            placed.append(("SHIFT" if config.get("lora_bias") else kind, number, config))
-    order = [*INNERMOST_FIRST, *AROUND]
-    placed.sort(key=lambda each: order.index(each[0]))
+        place, narrow = hybrid.members[number].place, config.get("feedforward_modules")
+        if narrow is None:
+            placed.append((place, number, config))
+            continue
+        wide = [path for path in config["target_modules"] if path not in narrow]
+        for where, paths, inputs in ((place, wide, []), (f"narrow {place}", narrow, narrow)):
+            if paths:
+                part = {"target_modules": paths, "feedforward_modules": inputs}
+                placed.append((where, number, {**config, **part}))
+    placed.sort(key=lambda each: INNERMOST_FIRST.index(each[0]))
     return [(number, config) for _, number, config in placed]
 
 

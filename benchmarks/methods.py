@@ -23,33 +23,11 @@ from typing import Any
 
 from cells import ONE_THREAD, ROOT
 
+from protocol.methods import METHODS as KNOWN
+
 FULL = "full"
 # Settings of the plan; rates were not searched: few numbers, or such as scale others, take larger steps.
-METHODS: dict[str, dict[str, str]] = {
-    "lora": {},
-    "lora-sb": {"adapter.targets": "all-linear", "local.learning_rate": "1e-2"},
-    "ravan": {
-        "adapter.targets": "all-linear",
-        "adapter.rank": "4",
-        "local.learning_rate": "1e-2",
-    },
-    "vera": {"adapter.rank": "64", "local.learning_rate": "1e-2"},
-    "adalora": {"adapter.target_rank": "4"},
-    "sparse": {},
-    "dora": {},
-    "dylora": {},
-    "loha": {"adapter.rank": "4", "adapter.alpha": "8.0"},
-    "lokr": {"adapter.rank": "4", "adapter.alpha": "8.0"},
-    "ia3": {"local.learning_rate": "1e-2"},
-    "bias": {"local.learning_rate": "1e-2"},
-    "norm": {"local.learning_rate": "1e-2"},
-    "bottleneck": {"adapter.width": "16"},
-    "prompt": {"adapter.tokens": "10", "local.learning_rate": "1e-2"},
-    "hybrid": {
-        "adapter.members": '[{method = "lora", rank = 8}, {method = "bias"}, {method = "norm"}]'
-    },
-    "head": {},
-}
+METHODS = {name: dict(method.measured) for name, method in KNOWN.items() if not method.writes}
 Cell = dict[str, Any]
 
 

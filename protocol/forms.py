@@ -40,32 +40,13 @@ def ordered_product(left: Any, right: Any) -> Any:
     return product.astype(np.float32)
 
 
-def blockwise_products(left: Any, blocks: Any, count: int) -> Any:
-    """(n, count * r) and (count, r, r) to (n, count * r): ``count`` groups of columns, each times its block.
-
-    The arguments are arrays, or symbols of a program, which know how to write it.
-    """
-    if isinstance(left, np.ndarray):
-        groups = left.reshape(len(left), count, -1).transpose(1, 0, 2)
-        return (groups @ blocks).transpose(1, 0, 2).reshape(len(left), -1)
-    return left.blockwise_products(blocks, count)
+def reshaped(value: Any, *sizes: int) -> Any:
+    """``value``, an array or a symbol, row-major in other sizes: 0 is that of its place, one -1 the rest."""
+    if isinstance(value, np.ndarray):
+        return value.reshape([size or value.shape[place] for place, size in enumerate(sizes)])
+    return value.reshape(*sizes)
 
 
-def columnwise_products(left: Any, right: Any) -> Any:
-    """(n, r) and (n, s) to (n, r * s): each column of ``left`` times each of ``right``, elementwise.
-
-    The arguments are arrays, or symbols of a program, which know how to write it.
-    """
-    if isinstance(left, np.ndarray):
-        return (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
-    return left.columnwise_products(right)
-
-
-def transposed_kronecker(left: Any, right: Any) -> Any:
-    """(a, b) and (c, d) to (b * d, a * c): the transpose of their Kronecker product.
-
-    Arrays or symbols, as above.
-    """
-    if isinstance(left, np.ndarray):
-        return np.kron(left, right).T
-    return left.transposed_kronecker(right)
+def widened(value: Any, *axes: int) -> Any:
+    """``value``, an array or a symbol, with dimensions of 1 that are ``axes`` of what comes out."""
+    return np.expand_dims(value, axes) if isinstance(value, np.ndarray) else value.unsqueeze(*axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,20 +11,31 @@ import numpy.typing as npt
 
 from protocol.draws import DEVIATE, normal, orthonormal_columns, uniform
 
+Made = Callable[[int, tuple[int, ...]], npt.NDArray[np.floating]]  # of a seed and a shape
+
 
 @dataclass(frozen=True, slots=True)
 class Law:
     """``uniform`` is on (-scale, scale), ``normal`` has the standard deviation ``scale``.
 
     The rows or columns of an orthonormal matrix have length 1. ``codes`` are int8, row-major, and a number
-    is one of them times ``scale``.
+    is one of them times ``scale``. What is ``made`` is a method's own law: numbers of at most 1 in magnitude,
+    each times ``scale``.
     """
 
     kind: Literal[
-        "zeros", "ones", "uniform", "normal", "orthonormal rows", "orthonormal columns", "codes"
+        "zeros",
+        "ones",
+        "uniform",
+        "normal",
+        "orthonormal rows",
+        "orthonormal columns",
+        "codes",
+        "made",
     ]
     scale: float = 1.0
     codes: bytes = b""
+    made: Made | None = None
 
     @property
     def bound(self) -> float:
@@ -33,7 +45,7 @@ class Law:
                 return 0.0
             case "normal":
                 return DEVIATE * self.scale
-            case "uniform":
+            case "uniform" | "made":
                 return self.scale
             case "codes":
                 codes = np.frombuffer(self.codes, np.int8).astype(np.int64)
@@ -60,6 +72,9 @@ class Law:
                 value = orthonormal_columns(seed, *shape)
             case "codes":
                 value = np.frombuffer(self.codes, np.int8).reshape(shape) * self.scale
+            case "made":
+                assert self.made is not None
+                value = self.made(seed, shape) * self.scale
         return value.astype(np.float32, order="C")
 
 

@@ -13,7 +13,6 @@ MOST_SECONDS, MOST_REAL = 2_592_000.0, 1e30  # thirty days; its square is far fr
 MOST_MEMORY = 2**24  # MiB
 MOST_TARGETS, MOST_WITNESSES, MOST_LAYER = 256, 64, 1023
 MOST_TRIM = 511  # of 1024 groups
-MOST_HEADS = 64  # of a linear
 NAME_BYTES = 64  # of a client's name; quoted, it is a file name: three times as long at most
 
 MOST_THREADS = (

@@ -1,4 +1,4 @@
-"""A setting of every PEFT method for tiny bases: tests over all methods begin here."""
+"""Every PEFT method with settings for tiny bases, its own: tests over all methods begin here."""
 
 from __future__ import annotations
 
@@ -12,33 +12,8 @@ from protocol.peft_format import Published, to_edge
 from protocol.recipe import Recipe
 from protocol.rules import RULES
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 4, "alpha": 8.0},
-    "dora": {"rank": 4, "alpha": 8.0},
-    "dylora": {"rank": 4, "alpha": 8.0},
-    "lora-sb": {"rank": 4, "alpha": 8.0},
-    "ravan": {"rank": 2, "heads": 3, "alpha": 12.0},
-    "vera": {"rank": 4, "alpha": 8.0},
-    "adalora": {"rank": 4, "alpha": 8.0, "target_rank": 2},
-    "sparse": {"rank": 4, "alpha": 8.0},
-    "loha": {"rank": 2, "alpha": 4.0},
-    "lokr": {"rank": 1, "alpha": 2.0},
-    "ia3": {},
-    "bias": {},
-    "norm": {},
-    "bottleneck": {"places": "houlsby", "width": 4, "scaling": 2.0, "gated": True},
-    "prompt": {"tokens": 5},
-    "prefix": {"tokens": 5},
-    "head": {},
-    "hybrid": {
-        "members": [
-            {"method": "lora", "rank": 4, "alpha": 8.0},
-            {"method": "prompt", "tokens": 5},
-        ]
-    },
-}
+SETTINGS = {name: dict(method.tried) for name, method in METHODS.items()}
 CORES = {"method": "lora-sb", "rank": 2, "alpha": 4.0, "targets": ["query"]}  # on a small manifest
-assert SETTINGS.keys() == METHODS.keys()
 SORTING = [name for name, method in METHODS.items() if not method.writes]  # of texts
 
 

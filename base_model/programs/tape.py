@@ -2,7 +2,8 @@
 
 Names are counted and constants are named by their content, so the same calls give the same bytes on
 every machine. :class:`Symbol` has the operators that numpy's arrays have too: a function written with
-``@ * / + - .T`` computes with arrays and writes a graph with symbols.
+``@ * / + - .T .transpose`` and those of ``protocol.forms`` computes with arrays and writes a graph with
+symbols.
 """
 
 from __future__ import annotations
@@ -82,34 +83,18 @@ class Symbol:
         return self._new("Div", self.name, self._name_of(other))
 
     def reshape(self, *sizes: int) -> Symbol:
-        """As numpy's, also with one -1."""
+        """See :func:`protocol.forms.reshaped`."""
         return self._new("Reshape", self.name, self.tape.axes(*sizes))
 
-    def blockwise_products(self, blocks: Symbol, count: int) -> Symbol:
-        """See :func:`protocol.forms.blockwise_products`; but for ``count`` sizes stay free."""
-        groups = self._new("Transpose", self.reshape(0, count, -1).name, perm=[1, 0, 2])
-        return self._new("Transpose", (groups @ blocks).name, perm=[1, 0, 2]).reshape(0, -1)
+    def unsqueeze(self, *axes: int) -> Symbol:
+        """See :func:`protocol.forms.widened`."""
+        return self._new("Unsqueeze", self.name, self.tape.axes(*axes))
 
-    def columnwise_products(self, right: Symbol) -> Symbol:
-        """See :func:`protocol.forms.columnwise_products`; sizes stay free."""
-        left, other = (
-            Symbol(self.tape, self.tape.op("Unsqueeze", symbol.name, self.tape.axes(axis)))
-            for symbol, axis in ((self, 2), (right, 1))
-        )
-        return self._new("Reshape", (left * other).name, self.tape.axes(0, -1))
-
-    def transposed_kronecker(self, right: Symbol) -> Symbol:
-        """See :func:`protocol.forms.transposed_kronecker`; sizes stay free."""
-        left, other = (
-            Symbol(self.tape, self.tape.op("Unsqueeze", symbol.name, self.tape.axes(*axes)))
-            for symbol, axes in ((self, (1, 3)), (right, (0, 2)))
-        )
-        # (a, c, b, d), then (a, c, b * d), (b * d, a, c), (b * d, a * c)
-        columns = self._new("Reshape", (left * other).name, self.tape.axes(0, 0, -1))
-        turned = self._new("Transpose", columns.name, perm=[2, 0, 1])
-        return self._new("Reshape", turned.name, self.tape.axes(0, -1))
+    def transpose(self, *axes: int) -> Symbol:
+        """As numpy's."""
+        return self._new("Transpose", self.name, perm=list(axes))
 
     @property
     def T(self) -> Symbol:  # noqa: N802  # numpy's name for it
         """A matrix with rows and columns exchanged."""
-        return self._new("Transpose", self.name, perm=[1, 0])
+        return self.transpose(1, 0)

@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig, get_peft_config, get_peft_model
 from torch import nn
 
-from base_model.beyond_peft import MixedHead, freeze_factors, insert_sequence
+from base_model.beyond_peft import MixedHead, freeze_idle, insert_sequence
 from base_model.bottlenecks import insert_bottlenecks
 from base_model.hybrid import HybridModel
 from base_model.quant_linear import refuse_merge
@@ -20,7 +20,7 @@ from client.engine.interface import Values
 from protocol.layout import HEAD_PARTS, Layout, Tensors
 from protocol.manifest import TYPE_IDS
 from protocol.methods.hybrid import Hybrid
-from protocol.methods.lora import Factors, lora_config
+from protocol.methods.lora import lora_config
 from protocol.peft_format import peft_config
 from protocol.recipe import Recipe
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from base_model.media_store import OpenMedia
     from base_model.store import OpenBase
 
-# Methods that peft lacks: what is done to the nearest that it has.
-BEYOND_PEFT = {"bias": freeze_factors}
 NAME = "trained"  # not "lora…": peft looks for that in names
 
 
@@ -62,11 +60,9 @@ class AdapterModel:
             warnings.simplefilter("ignore")  # peft's remarks about configs without a hub id
             adapted = get_peft_model(base.model, self._config(), adapter_name=NAME)
         relate(base.model, NAME)
-        if recipe.method.name in BEYOND_PEFT:
-            BEYOND_PEFT[recipe.method.name](base.model, NAME)
-        if isinstance(recipe.method, Factors) and len(recipe.method.sequence) > 1:
-            shapes = {spec.name: spec.shape for spec in self.layout.specs}
-            insert_sequence(base.model, NAME, recipe.method, shapes)
+        freeze_idle(base.model, NAME, recipe.method)
+        shapes = {spec.name: spec.shape for spec in self.layout.specs}
+        insert_sequence(base.model, NAME, recipe.method, shapes)
         if not recipe.method.of_peft:
             own = ((s.name, s.shape) for s in self.layout.specs if s.part not in HEAD_PARTS)
             insert_bottlenecks(base.model, own, recipe.constants["scaling"], NAME)

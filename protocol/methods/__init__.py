@@ -17,7 +17,7 @@ TAKEN_OUT = (
     "it begins with a part of the base's weights taken out, which codes cannot give up: use `lora`"
 )
 NEARBY = "it is not there yet; the nearest is `{}`"
-REFUSED = {
+NOT_HERE = {
     "oft": FULL_RANK,
     "boft": FULL_RANK,
     "fourierft": FULL_RANK,
@@ -26,22 +26,11 @@ REFUSED = {
     "randlora": FULL_RANK,
     "road": "it turns pairs of a linear's outputs, and a slot scales each alone; the nearest is `ia3`",
     **dict.fromkeys(("pissa", "olora", "loftq"), TAKEN_OUT),
-    "pet": 'it is `method = "bottleneck"` with `places = "embeddings"`',
     "hra": NEARBY.format("lora"),
-    **dict.fromkeys(("p-tuning", "p_tuning"), 'it is `method = "prompt"` with `encoder = "mlp"`'),
-    **dict.fromkeys(
-        ("prefix-tuning", "prefix_tuning"),
-        'it is called `prefix`, with `encoder = "mlp"` as the paper trained it',
-    ),
-    "fed-sb": "it is called `lora-sb`",
-    "bitfit": "it is called `bias`",
-    **{
-        name: f'it is `method = "bottleneck"` with `places = "{name}"`'
-        for name in ("houlsby", "pfeiffer", "parallel")
-    },
-    "ln_tuning": "it is called `norm`",
-    "prompt_tuning": "it is called `prompt`",
-    "rslora": 'it is `method = "lora"` with `rank_stabilised = true`',
+}
+# By a name in lower case what to do instead: of what there is not, and of what has another name here.
+REFUSED = NOT_HERE | {
+    name: reason for method in METHODS.values() for name, reason in method.elsewhere.items()
 }
 
 if TYPE_CHECKING:

@@ -48,6 +48,8 @@ class Adalora(Factors[AdaloraSettings]):
     )
     source = "AdaLoRA, arXiv 2303.10512; terms are ranked by their norms in the sum, which shows no gradients"
     settings = AdaloraSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 4, "alpha": 8.0, "target_rank": 2}
+    measured: ClassVar[Mapping[str, str]] = {"adapter.target_rank": "4"}
     turns = (frozenset({E}), frozenset({B}), frozenset({A}))  # E is zero: it moves first
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), E: ("rank",)}
     reader = "lora"
@@ -82,6 +84,21 @@ class Adalora(Factors[AdaloraSettings]):
                 slots[path + DOWN] = tensors[path + LORA_A].T
                 slots[path + UP] = (tensors[path + LORA_B] * values).T * constants["scaling"]
         return slots
+
+    def in_peft(
+        self, settings: AdaloraSettings, manifest: BaseManifest, tensors: Tensors
+    ) -> tuple[dict[str, Any], Tensors]:
+        """peft divides its alpha by the rank in every step, and has E as a column."""
+        config = {
+            "peft_type": "ADALORA",
+            "init_r": settings.rank,
+            "target_r": settings.target_rank,
+            "lora_alpha": settings.alpha,
+            "total_step": 1,
+            "target_modules": [linear.path for linear in target_linears(settings, manifest)],
+        }
+        columns = {n: x[:, None] if n.endswith(LORA_E) else x for n, x in tensors.items()}
+        return config, {self.saved_prefix + name: value for name, value in columns.items()}
 
     def settled(
         self, tensors: Tensors, settings: AdaloraSettings, number: int, rounds: int

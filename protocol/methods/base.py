@@ -2,7 +2,7 @@
 
 One module per method, one instance in the registry; whoever needs to know something of a method asks it
 here, and nobody compares names. Nothing needs torch: ``forms`` is written with the operators that numpy's
-arrays share with the symbols of a program (``@ * + .T``).
+arrays share with the symbols of a program (``@ * + .T .transpose``, and those of ``protocol.forms``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ Constants = Mapping[str, float]  # what forms hang on beside the tensors
 Dimensions = tuple[str | None, ...]
 Free = Mapping[str, Dimensions]  # by part
 
+
+# Where a method acts, of a linear from within (P-1.11): shifting what it gives, scaling that, beside it,
+# behind it; or around the whole model.
+Place = Literal["shift", "scale", "beside", "behind", "around"]
 
 RANK = "rank"
 
@@ -57,6 +61,12 @@ class Method(ABC, Generic[S]):
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    # Keys of `[adapter]` that fit a base of a few dozen features: tests over all methods begin with them.
+    tried: ClassVar[Mapping[str, Any]] = {}
+    # Keys of a plan under which benchmarks measure it, where those are not the defaults.
+    measured: ClassVar[Mapping[str, str]] = {}
+    # Names that papers and peft have for it, in lower case, each with what a plan says in its place.
+    elsewhere: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str]
     settings: type[S]
     turns: ClassVar[tuple[frozenset[str], ...]]
@@ -67,6 +77,14 @@ class Method(ABC, Generic[S]):
     writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     of_peft: ClassVar[bool] = True  # whether peft has its type
+    place: ClassVar[Place] = (
+        "beside"  # in torch a hybrid's members are put around one another by it
+    )
+    # Parts that are trained in a row where peft has its factor B alone; none or one: what peft has.
+    sequence: ClassVar[tuple[str, ...]] = ()
+    idle: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # of peft's factors those that stay as peft begins them
     reads_base: ClassVar[bool] = False  # whether its forms hang on weights of the base (`on_base`)
     # Keys of an adapter_config.json that are true of its folders, and of no other method's.
     switches: ClassVar[frozenset[str]] = frozenset()
@@ -97,6 +115,15 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
         """The method's own keys of ``adapter_config.json``, ``peft_type`` among them."""
+
+    def in_peft(
+        self, settings: S, manifest: BaseManifest, tensors: Tensors
+    ) -> tuple[dict[str, Any], Tensors] | None:
+        """The adapter as peft's own method of this name has it, where a folder is of another type.
+
+        Its keys of a config and its tensors by peft's names; tests compare what the two answer.
+        """
+        return None
 
     def remarks(self, settings: S, manifest: BaseManifest) -> Iterable[Remark]:
         """What is wrong or notable about these settings on this base."""

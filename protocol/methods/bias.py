@@ -42,9 +42,13 @@ class Bias(Method[BiasSettings]):
     name, peft_type = "bias", "LORA"
     summary = "biases of linears, those of keys apart, which change no answer: a very small upload"
     source = "BitFit, arXiv 2106.10199"
+    elsewhere: ClassVar[Mapping[str, str]] = {"bitfit": "it is called `bias`"}
     settings = BiasSettings
+    measured: ClassVar[Mapping[str, str]] = {"local.learning_rate": "1e-2"}
     turns = (frozenset({PART}),)
     free: ClassVar[Free] = {PART: (None,)}
+    place = "shift"
+    idle = frozenset({A, B})  # whose product is zero: the bias of B is trained alone
 
     def _shifted(
         self, settings: BiasSettings, manifest: BaseManifest

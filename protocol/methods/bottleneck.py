@@ -69,7 +69,21 @@ class Bottleneck(Method[BottleneckSettings]):
         "what goes into the activation"
     )
     source = "arXiv 1902.00751 (houlsby), 2005.00247 (pfeiffer), 2110.04366 (parallel), 2003.04887 (gates)"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "pet": 'it is `method = "bottleneck"` with `places = "embeddings"`',
+        **{
+            name: f'it is `method = "bottleneck"` with `places = "{name}"`'
+            for name in ("houlsby", "pfeiffer", "parallel")
+        },
+    }
     settings = BottleneckSettings
+    tried: ClassVar[Mapping[str, Any]] = {
+        "places": "houlsby",
+        "width": 4,
+        "scaling": 2.0,
+        "gated": True,
+    }
+    measured: ClassVar[Mapping[str, str]] = {"adapter.width": "16"}
     # The one that is zero moves first: the gradients of all others are zero until then.
     turns: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({GATE}),
@@ -83,7 +97,7 @@ class Bottleneck(Method[BottleneckSettings]):
         UP: ("width", None),
         GATE: (None,),
     }
-    own_opener, of_peft = True, False
+    own_opener, of_peft, place = True, False, "behind"
 
     def fitted(self, settings: BottleneckSettings) -> Method[BottleneckSettings]:
         """Without gates no round trains them."""

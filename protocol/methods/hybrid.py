@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -64,6 +64,15 @@ class Hybrid(Method[HybridSettings]):
     )
     source = "MAM adapters, arXiv 2110.04366; UniPELT, arXiv 2110.07577"
     settings = HybridSettings
+    tried: ClassVar[Mapping[str, Any]] = {
+        "members": [
+            {"method": "lora", "rank": 4, "alpha": 8.0},
+            {"method": "prompt", "tokens": 5},
+        ]
+    }
+    measured: ClassVar[Mapping[str, str]] = {
+        "adapter.members": '[{method = "lora", rank = 8}, {method = "bias"}, {method = "norm"}]'
+    }
     own_opener, of_peft = True, False
     turns: tuple[frozenset[str], ...]  # type: ignore[misc]
     nonlinear: frozenset[str]  # type: ignore[misc]

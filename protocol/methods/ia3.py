@@ -43,8 +43,9 @@ class Ia3(Method[Ia3Settings]):
     )
     source = "IA3, arXiv 2205.05638"
     settings = Ia3Settings
+    measured: ClassVar[Mapping[str, str]] = {"local.learning_rate": "1e-2"}
     turns = (frozenset({PART}),)
-    scales = True
+    scales, place = True, "scale"
     free: ClassVar[Free] = {PART: (None, None)}
 
     def specs(self, settings: Ia3Settings, manifest: BaseManifest) -> Iterator[TensorSpec]:

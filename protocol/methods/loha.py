@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.forms import DOWN, UP, columnwise_products
+from protocol.forms import DOWN, UP, reshaped, widened
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest
@@ -41,6 +41,8 @@ class Loha(Products[LohaSettings]):
     )
     source = "FedPara, arXiv 2108.06098"
     settings = LohaSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 2, "alpha": 4.0}
+    measured: ClassVar[Mapping[str, str]] = {"adapter.rank": "4", "adapter.alpha": "8.0"}
     turns = tuple(frozenset({part}) for part in (W2A, W1A, W2B, W1B))  # W2a is zero: it moves first
     free: ClassVar[Free] = free_factors((W1A, W2A), (W1B, W2B))
 
@@ -63,3 +65,11 @@ class Loha(Products[LohaSettings]):
                 slots[path + DOWN] = columnwise_products(right.T, right2.T)
                 slots[path + UP] = columnwise_products(left, left2).T * constants["scaling"]
         return slots
+
+
+def columnwise_products(left: Any, right: Any) -> Any:
+    """(n, r) and (n, s) to (n, r * s): each column of ``left`` times each of ``right``, elementwise.
+
+    Of arrays, or of symbols, whose sizes stay free.
+    """
+    return reshaped(widened(left, 2) * widened(right, 1), 0, -1)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from protocol.forms import DOWN, UP, transposed_kronecker
+from protocol.forms import DOWN, UP, reshaped, widened
 from protocol.initial import ZEROS, Law
 from protocol.layout import TensorSpec
 from protocol.manifest import BaseManifest, Linear
@@ -49,6 +49,8 @@ class Lokr(Products[LokrSettings]):
     )
     source = "LyCORIS, arXiv 2309.14859; with peft's decompose_both"
     settings = LokrSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 1, "alpha": 2.0}
+    measured: ClassVar[Mapping[str, str]] = {"adapter.rank": "4", "adapter.alpha": "8.0"}
     turns = tuple(frozenset({part}) for part in (W1A, W2A, W1B, W2B))  # W1a is zero: it moves first
     free: ClassVar[Free] = free_factors((W1A, W2A), (W1B, W2B))
 
@@ -106,6 +108,15 @@ class Lokr(Products[LokrSettings]):
         """See :class:`Method`."""
         factors = {"decompose_both": True, "decompose_factor": -1}
         return super().peft_config(settings, manifest) | factors
+
+
+def transposed_kronecker(left: Any, right: Any) -> Any:
+    """(a, b) and (c, d) to (b * d, a * c): the transpose of their Kronecker product.
+
+    Of arrays, or of symbols, whose sizes stay free.
+    """
+    products = widened(left, 1, 3) * widened(right, 0, 2)  # (a, c, b, d)
+    return reshaped(reshaped(products, 0, 0, -1).transpose(2, 0, 1), 0, -1)
 
 
 def _shapes(linear: Linear, rank: int) -> dict[str, tuple[int, int]]:

@@ -24,11 +24,26 @@ A, B = "lora_A", "lora_B"
 LORA_A, LORA_B = f".{A}", f".{B}"
 
 
-class RankSettings(TargetSettings):
-    """Of a method with factors of one rank."""
+class FactorSettings(TargetSettings):
+    """Of a method with factors of one rank, whose product is added as it is."""
 
     rank: Rank = Field(default=8, description="columns of a factor, r")
+
+    @property
+    def strength(self) -> float:
+        """PEFT's ``lora_alpha``: by what, over the rank, the change is scaled."""
+        return float(self.rank)
+
+
+class RankSettings(FactorSettings):
+    """Of one that scales it."""
+
     alpha: PositiveReal = Field(default=16.0, description="the change is scaled by alpha / rank")
+
+    @property
+    def strength(self) -> float:
+        """See :class:`FactorSettings`."""
+        return self.alpha
 
 
 class LoraSettings(RankSettings):
@@ -42,16 +57,14 @@ class LoraSettings(RankSettings):
     )
 
 
-S = TypeVar("S", bound=RankSettings)
+S = TypeVar("S", bound=FactorSettings)
 
 
 class Factors(Method[S], Generic[S]):
-    """What all methods share whose PEFT folder is one of LoRA's.
-
-    ``sequence``: parts that are trained in a row where PEFT has B alone. (``base_model.beyond_peft``)
-    """
+    """What all methods share whose PEFT folder is one of LoRA's."""
 
     peft_type = "LORA"
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 4, "alpha": 8.0}
     sequence: ClassVar[tuple[str, ...]] = (B,)
 
     def remarks(self, settings: S, manifest: BaseManifest) -> Iterator[Remark]:
@@ -61,14 +74,14 @@ class Factors(Method[S], Generic[S]):
 
     def constants(self, settings: S) -> Constants:
         """``scaling``, s."""
-        return {"scaling": settings.alpha / settings.rank}
+        return {"scaling": settings.strength / settings.rank}
 
     def peft_config(self, settings: S, manifest: BaseManifest) -> dict[str, Any]:
         """See :class:`Method`."""
         return lora_config(
             targets=[linear.path for linear in target_linears(settings, manifest)],
             rank=settings.rank,
-            alpha=settings.alpha,
+            alpha=settings.strength,
         )
 
     def saved_name(self, name: str) -> str:
@@ -90,7 +103,7 @@ class Factors(Method[S], Generic[S]):
 class PlainFactors(Factors[S], Generic[S]):
     """LoRA's own tensors and forms."""
 
-    turns = (frozenset({B}), frozenset({A}))
+    turns: ClassVar[tuple[frozenset[str], ...]] = (frozenset({B}), frozenset({A}))
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank")}
 
     def specs(self, settings: S, manifest: BaseManifest) -> Iterator[TensorSpec]:
@@ -118,6 +131,9 @@ class Lora(PlainFactors[LoraSettings]):
     name = "lora"
     summary = "low-rank factors beside linears"
     source = "LoRA, arXiv 2106.09685; rank_stabilised: rsLoRA, arXiv 2312.03732"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "rslora": 'it is `method = "lora"` with `rank_stabilised = true`'
+    }
     settings = LoraSettings
 
     def constants(self, settings: LoraSettings) -> Constants:

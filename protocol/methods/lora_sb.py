@@ -43,7 +43,12 @@ class LoraSb(Factors[LoraSbSettings]):
         "the layers' width, less expressive"
     )
     source = "Fed-SB, arXiv 2502.15436; without its start from gradients of data"
+    elsewhere: ClassVar[Mapping[str, str]] = {"fed-sb": "it is called `lora-sb`"}
     settings = LoraSbSettings
+    measured: ClassVar[Mapping[str, str]] = {
+        "adapter.targets": "all-linear",
+        "local.learning_rate": "1e-2",
+    }
     turns = (frozenset({R}),)
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), R: ("rank", "rank")}
     reader = "lora"

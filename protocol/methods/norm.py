@@ -40,10 +40,12 @@ class Norm(Method[NormSettings]):
     name, peft_type = "norm", "LN_TUNING"
     summary = "scale and shift of every LayerNorm: a very small upload"
     source = "LayerNorm tuning, arXiv 2312.11420"
+    elsewhere: ClassVar[Mapping[str, str]] = {"ln_tuning": "it is called `norm`"}
     settings = NormSettings
+    measured: ClassVar[Mapping[str, str]] = {"local.learning_rate": "1e-2"}
     turns = (frozenset({"scale"}), frozenset({"shift"}))
     free: ClassVar[Free] = {"scale": (None,), "shift": (None,)}
-    own_opener = True
+    own_opener, place = True, "scale"
 
     def specs(self, settings: NormSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """The base as it is."""

@@ -40,11 +40,17 @@ class Prefix(Rows[PrefixSettings]):
     name, peft_type = "prefix", "PREFIX_TUNING"
     summary = "keys and values before the text, of every layer; takes positions from it"
     source = "prefix tuning, arXiv 2101.00190, with an encoder as in its section 4.3"
+    elsewhere: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("prefix-tuning", "prefix_tuning"),
+        'it is called `prefix`, with `encoder = "mlp"` as the paper trained it',
+    )
     settings = PrefixSettings
+    tried: ClassVar[Mapping[str, Any]] = {"tokens": 5}
     turns = (frozenset({PREFIX}),)
     free: ClassVar[Free] = {PREFIX: ("tokens", None)}
     writes = True
     saved_prefix = "base_model."  # as a prompt's
+    place = "around"
 
     def specs(self, settings: PrefixSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn small."""

@@ -19,7 +19,7 @@ class Products(Method[S], Generic[S]):
     def remarks(self, settings: S, manifest: BaseManifest) -> Iterator[Remark]:
         """See :class:`Method`."""
         rank = settings.rank
-        return rank_remarks(settings, manifest, rank=rank, low_rank=rank * rank)
+        return rank_remarks(settings, manifest, rank=rank, low_rank=rank * rank, how="squared")
 
     def constants(self, settings: S) -> Constants:
         """``scaling``, s."""

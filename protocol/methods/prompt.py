@@ -43,10 +43,22 @@ class Prompt(Rows[PromptSettings]):
         "prompt tuning, arXiv 2104.08691; federated: FedPrompt, arXiv 2208.12268; with an encoder: P-tuning, "
         "arXiv 2103.10385"
     )
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "prompt_tuning": "it is called `prompt`",
+        **dict.fromkeys(
+            ("p-tuning", "p_tuning"), 'it is `method = "prompt"` with `encoder = "mlp"`'
+        ),
+    }
     settings = PromptSettings
+    tried: ClassVar[Mapping[str, Any]] = {"tokens": 5}
+    measured: ClassVar[Mapping[str, str]] = {
+        "adapter.tokens": "10",
+        "local.learning_rate": "1e-2",
+    }
     turns = (frozenset({PROMPT}),)
     free: ClassVar[Free] = {PROMPT: ("tokens", None)}
     saved_prefix = "base_model."  # a tuner such as LoRA wraps the model once more
+    place = "around"
 
     def specs(self, settings: PromptSettings, manifest: BaseManifest) -> Iterator[TensorSpec]:
         """Drawn like embeddings."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from protocol.forms import DOWN, UP, blockwise_products, ordered_product
+from protocol.forms import DOWN, UP, ordered_product, reshaped
 from protocol.initial import ZEROS, Law
 from protocol.layout import Tensors, TensorSpec
 from protocol.manifest import BaseManifest
@@ -23,7 +23,9 @@ from protocol.methods.base import Constants, Free, Remark
 from protocol.methods.lora import LORA_A, LORA_B, A, B, Factors, RankSettings, lora_config
 from protocol.methods.lora_sb import LORA_R, R
 from protocol.methods.targets import rank_remarks, target_linears
-from protocol.section import MOST_HEADS, Rank
+from protocol.section import Rank
+
+MOST_HEADS = 64  # of a linear
 
 
 class RavanSettings(RankSettings):
@@ -55,6 +57,12 @@ class Ravan(Factors[RavanSettings]):
         "RAVAN, arXiv 2506.05568; its scales are folded into the cores, as its clients send them"
     )
     settings = RavanSettings
+    tried: ClassVar[Mapping[str, Any]] = {"rank": 2, "heads": 3, "alpha": 12.0}
+    measured: ClassVar[Mapping[str, str]] = {
+        "adapter.targets": "all-linear",
+        "adapter.rank": "4",
+        "local.learning_rate": "1e-2",
+    }
     turns = (frozenset({R}),)
     free: ClassVar[Free] = {
         A: ("ranks", None),
@@ -80,7 +88,8 @@ class Ravan(Factors[RavanSettings]):
 
     def remarks(self, settings: RavanSettings, manifest: BaseManifest) -> Iterator[Remark]:
         """Also one head, which is another method's."""
-        yield from rank_remarks(settings, manifest, rank=settings.rank, low_rank=settings.whole)
+        rank, whole, how = settings.rank, settings.whole, f"in {settings.heads} heads"
+        yield from rank_remarks(settings, manifest, rank=rank, low_rank=whole, how=how)
         if settings.heads == 1:
             yield "note", "adapter.heads", "one core is `lora-sb`", "more heads, or that method"
 
@@ -118,3 +127,12 @@ class Ravan(Factors[RavanSettings]):
             products = map(ordered_product, columns, cores)
             plain[factor] = np.concatenate(list(products), axis=1)
         return plain
+
+
+def blockwise_products(left: Any, blocks: Any, count: int) -> Any:
+    """(n, count * r) and (count, r, r) to (n, count * r): ``count`` groups of columns, each times its block.
+
+    Of arrays, or of symbols; but for ``count`` sizes stay free.
+    """
+    groups = reshaped(left, 0, count, -1).transpose(1, 0, 2)
+    return reshaped((groups @ blocks).transpose(1, 0, 2), 0, -1)

@@ -1,53 +1,44 @@
-"""The methods that are no composition: a new one is a module here and a line of this registry."""
+"""The methods that are no composition: a new one is a module here, and is found. (docs/adr/0099)"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import ArtefactError
-from protocol.methods.adalora import Adalora
 from protocol.methods.base import Method, Settings
-from protocol.methods.bias import Bias
-from protocol.methods.bottleneck import Bottleneck
-from protocol.methods.dora import Dora
-from protocol.methods.dylora import Dylora
-from protocol.methods.head import Head
-from protocol.methods.ia3 import Ia3
-from protocol.methods.loha import Loha
-from protocol.methods.lokr import Lokr
-from protocol.methods.lora import Lora
-from protocol.methods.lora_sb import LoraSb
-from protocol.methods.norm import Norm
-from protocol.methods.prefix import Prefix
-from protocol.methods.prompt import Prompt
-from protocol.methods.ravan import Ravan
-from protocol.methods.sparse import Sparse
-from protocol.methods.vera import Vera
 from protocol.variants import variants
 
-SINGLE: dict[str, Method[Any]] = {
-    method.name: method
-    for method in (
-        Lora(),
-        Dora(),
-        Dylora(),
-        LoraSb(),
-        Ravan(),
-        Vera(),
-        Adalora(),
-        Sparse(),
-        Loha(),
-        Lokr(),
-        Ia3(),
-        Bias(),
-        Norm(),
-        Bottleneck(),
-        Prompt(),
-        Prefix(),
-        Head(),
-    )
-}
+PACKAGE = __name__.rpartition(".")[0]
+ABOVE = ("single", "hybrid")  # modules of the package that stand on this registry
+
+
+def _classes() -> Iterator[type[Method[Any]]]:
+    """Of every module beside this one the classes that have a name of their own: what is shared has none."""
+    for module in iter_modules(import_module(PACKAGE).__path__, f"{PACKAGE}."):
+        if module.name.rpartition(".")[2] in ABOVE:
+            continue
+        for kind in vars(import_module(module.name)).values():
+            own = isinstance(kind, type) and kind.__module__ == module.name
+            if own and issubclass(kind, Method) and "name" in vars(kind):
+                yield kind
+
+
+def _found() -> dict[str, Method[Any]]:
+    """One of each, sorted by name: on the order of files, or of this dict, nothing hangs."""
+    found: dict[str, Method[Any]] = {}
+    for kind in sorted(_classes(), key=lambda kind: kind.name):
+        if kind.name in found:
+            raise TypeError(
+                f"two methods are called {kind.name!r}: {kind}, {type(found[kind.name])}"
+            )
+        found[kind.name] = kind()
+    return found
+
+
+SINGLE = _found()
 # What a hybrid may have of them: a head is in every adapter, steps that cut ranks would cut everybody's,
 # forms that hang on the base's weights would be blind to what others do to the same linears, and a first
 # round of one member's own would be none of the others'.

@@ -120,14 +120,16 @@ def _of_layers(settings: TargetSettings, manifest: BaseManifest) -> list[Linear]
 
 
 def rank_remarks(
-    settings: TargetSettings, manifest: BaseManifest, *, rank: int, low_rank: int
+    settings: TargetSettings, manifest: BaseManifest, *, rank: int, low_rank: int, how: str = ""
 ) -> Iterator[Remark]:
-    """A target that is not there, or a product of ``low_rank`` columns that is above a layer's width."""
+    """A target that is not there, or a product of ``low_rank`` columns that is above a layer's width.
+
+    ``how`` says by what ``rank`` comes to as many, where they are not the same.
+    """
     linears = yield from _adapted(settings, manifest)
     smallest = min((min(x.in_features, x.out_features) for x in linears), default=low_rank)
     if low_rank > smallest:
-        how = " squared" if low_rank == rank * rank else f" in {low_rank // rank} heads"
-        product = f"{how}, {low_rank}," if low_rank != rank else ""
+        product = f" {how}, {low_rank}," if low_rank != rank else ""
         cause = f"rank {rank}{product} exceeds a layer's {smallest} features"
         yield "error", "adapter.rank", cause, "lower it"
 

@@ -47,6 +47,7 @@ class Vera(Factors[VeraSettings]):
     )
     source = "VeRA, arXiv 2310.11454; with factors of its own for each linear"
     settings = VeraSettings
+    measured: ClassVar[Mapping[str, str]] = {"adapter.rank": "64", "local.learning_rate": "1e-2"}
     turns = (frozenset({VERA_B}), frozenset({D}))
     free: ClassVar[Free] = {A: ("rank", None), B: (None, "rank"), D: ("rank",), VERA_B: (None,)}
     reader = "lora"

@@ -61,6 +61,12 @@ COMPOSED: dict[str, Members] = {
         adapter_of("norm"),
     ],
 }
+_NAMED = {member["method"] for members in COMPOSED.values() for member in members}
+COMPOSED |= {  # a member that is in none of them, behind a prompt
+    f"{name} and a prompt": [adapter_of("prompt"), adapter_of(name)]
+    for name, method in MEMBERS.items()
+    if name not in _NAMED and not method.writes
+}
 
 
 def plan_of(base: Path, members: Members, **sections: Any) -> Plan:
@@ -83,7 +89,7 @@ def test_every_method_is_a_member_but_for_those_that_cannot_be() -> None:
     assert METHODS.keys() - MEMBERS.keys() == {"dora", "dylora", "sparse", "head", "hybrid"}
     assert SINGLE.keys() == METHODS.keys() - {"hybrid"}
     composed = {member["method"] for members in COMPOSED.values() for member in members}
-    assert composed == MEMBERS.keys() - {"prefix"}  # which bases that write text take
+    assert composed == {name for name, method in MEMBERS.items() if not method.writes}
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -183,7 +189,9 @@ def test_what_is_wrong_with_a_member_names_its_place(tiny_base: Path) -> None:
             plan_of(tiny_base, members)
         assert cause in refused.value.cause
     assert "did you mean `tokens`?" in _remedy(tiny_base, [lora, prompt | {"tokenz": 3}])
-    assert "members are of lora" in _remedy(tiny_base, [lora, {"method": "dylora"}])
+    assert f"members are of {', '.join(MEMBERS)}" in _remedy(
+        tiny_base, [lora, {"method": "dylora"}]
+    )
     assert "[[adapter.members]]" in _remedy(tiny_base, [lora, 3])
 
 

@@ -36,6 +36,7 @@ from protocol.layout import HEAD_PART
 from protocol.legality import check
 from protocol.magnitude import kept_count
 from protocol.methods import METHODS
+from protocol.methods.base import Method
 from protocol.model_card import model_card
 from protocol.peft_format import (
     EDGE_FILE,
@@ -43,6 +44,7 @@ from protocol.peft_format import (
     Published,
     folder_head,
     from_peft,
+    peft_config,
     to_peft,
 )
 from protocol.plan import Plan, plan_from
@@ -55,6 +57,9 @@ from tests.tiny_model import TEXTS
 NAMES = SORTING
 # Plain factors, folded ones, those that hang on the base, products, shifts, an opener of its own, a prompt, several.
 ONE_OF_A_KIND = ("lora", "ravan", "dora", "lokr", "bias", "bottleneck", "prompt", "hybrid")
+
+# Whose folders are of another type than peft's own method of that name.
+OTHERWISE_IN_PEFT = [name for name in NAMES if type(METHODS[name]).in_peft is not Method.in_peft]
 
 
 def plan_of(base: Path, method: str, **sections: Any) -> Plan:
@@ -75,10 +80,14 @@ def recipe_of(base: Path, method: str) -> Recipe:
 def answers(base: Path, tensors: dict[str, Any]) -> Any:
     """Logits of the answering graph with ``tensors`` in its slots."""
     session = ort.InferenceSession(str(base / GRAPH), providers=["CPUExecutionProvider"])
+    return session.run(None, rows_of(base) | tensors)[0]
+
+
+def rows_of(base: Path) -> dict[str, Any]:
+    """Some words that the base has."""
     rng = np.random.default_rng(1)
     ids = rng.integers(5, read_manifest(base).vocab_size, (3, 6))
-    rows = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    return session.run(None, rows | tensors)[0]
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,6 +173,15 @@ def test_an_update_of_one_turn_is_linear(
         first, second, both = (effect(tensors) for tensors in (*moves, mean))
         for key, value in both.items():
             np.testing.assert_allclose(value, (first[key] + second[key]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_method_alone_reads_its_folder(tiny_base: Path, name: str) -> None:
+    """So that nothing hangs on the order in which methods are asked."""
+    recipe = recipe_of(tiny_base, name)
+    config = peft_config(recipe, base_name="")
+    readers = {known for known, m in METHODS.items() if not m.reader and m.reads(config)}
+    assert readers == {METHODS[name].reader or name}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -262,6 +280,44 @@ def test_peft_knows_every_key_of_its_folder(
     ours = load_file(folder / WEIGHTS_FILE)
     assert read.keys() == ours.keys()
     assert all(read[key].tobytes() == ours[key].tobytes() for key in ours)
+
+
+@pytest.mark.parametrize("name", OTHERWISE_IN_PEFT)
+def test_pefts_own_method_of_that_name_answers_alike(
+    tiny_base: Path, random_tensors: Callable[[Recipe], dict[str, Any]], name: str
+) -> None:
+    """Where a folder is of another type, the oracle is the type that peft has."""
+    import torch
+    from peft import get_peft_config, get_peft_model, get_peft_model_state_dict
+    from peft.utils import set_peft_model_state_dict
+
+    plan = plan_of(tiny_base, name, adapter=adapter_of(name, targets="all-linear"))
+    recipe = Recipe(plan=plan, manifest=read_manifest(tiny_base))
+    tensors = recipe.start() | {
+        spec.name: random_tensors(recipe)[spec.name] for spec in recipe.sent_layout.specs
+    }
+    own = {spec.name for spec in recipe.layout.specs if spec.part != HEAD_PART}
+    found = recipe.method.in_peft(
+        plan.adapter, recipe.manifest, {n: x for n, x in tensors.items() if n in own}
+    )
+    assert found is not None
+    config, values = found
+    model = open_base(tiny_base, labels=3, verify=False).model
+    for end in ("weight", "bias"):
+        model.get_parameter(f"classifier.{end}").data = torch.from_numpy(
+            tensors[f"classifier.{end}"]
+        )
+    adapted = get_peft_model(model, get_peft_config(config))
+    assert get_peft_model_state_dict(adapted).keys() == values.keys()
+    named = {key: torch.from_numpy(value) for key, value in values.items()}
+    assert not set_peft_model_state_dict(adapted, named).unexpected_keys
+    rows = rows_of(tiny_base)
+    with torch.no_grad():
+        expected = adapted.eval()(**{k: torch.from_numpy(v) for k, v in rows.items()})
+    ours = answers(tiny_base, slots_on(tiny_base, recipe, tensors))
+    head = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
+    assert np.abs(ours - answers(tiny_base, head)).max() > 0.1
+    assert np.abs(ours - expected.logits.numpy()).max() <= 1e-4 * np.abs(ours).max()
 
 
 @pytest.mark.parametrize("name", NAMES)

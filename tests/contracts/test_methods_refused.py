@@ -35,7 +35,7 @@ from tests.tiny_model import TEXTS
     [
         *REFUSED.items(),
         ("lorra", "did you mean `lora`?"),
-        ("zzzz", "known methods: lora"),
+        ("zzzz", f"known methods: {', '.join(METHODS)}"),
         ("OFT", "full rank"),
         ("PET", '`places = "embeddings"`'),
         ("HRA", "not there yet"),

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from protocol.exchange import Phase
+from protocol.methods import METHODS
 from server.log import SECRET
 from server.rounds import deal_groups
 from simulations.clients import client_name
 from simulations.faults import Speeds
 from tests.interop.released import release
-from tests.methods import CORES
+from tests.methods import CORES, adapter_of
 from tests.unit.audit.conftest import EIGHT, some_are_lost
 from tests.unit.audit.runs import Sites, go_on, make_run, small_plan
 from tests.unit.audit.withdrawing import stopped_after, withdraw
@@ -323,6 +324,13 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 
+_TRIED = {kind.get("adapter", {}).get("method") for kind in KINDS.values()}
+KINDS |= {  # a method that no kind above is about, with what it is tried with
+    f"method {name}": LOSSY
+    | {"rounds": len(method.turns), "adapter": adapter_of(name, rank=2, targets=["query"])}
+    for name, method in METHODS.items()
+    if name not in _TRIED | {"lora"}
+}
 
 FOUR: dict[str, Any] = {"cohort": {"size": 4, "quorum": 3, "deadline_s": 30.0}, "count": 4}
 CONTINUED: dict[str, dict[str, Any]] = {  # runs that go on from one of a round alike

@@ -12,32 +12,8 @@ from typing import Any
 from .basics import Tensors, canonical, named_hash, sha256
 from .drawings import left_at_last
 from .log import Leaf
+from .methods import FACTORS, METHODS
 
-TURNS: dict[
-    str, tuple[tuple[str, ...], ...]
-] = {  # parts of a method, in the order that rules train them
-    "lora": (("lora_B",), ("lora_A",)),
-    "dora": (("lora_B", "lora_magnitude_vector"), ("lora_A",)),
-    "dylora": (("lora_B",), ("lora_A",)),
-    "lora-sb": (("lora_R",),),
-    "ravan": (("lora_R",),),
-    "vera": (("vera_b",), ("vera_d",)),
-    "adalora": (("lora_E",), ("lora_B",), ("lora_A",)),
-    "sparse": (("lora_B",), ("lora_A",)),
-    "lokr": (("lokr_w1_a",), ("lokr_w2_a",), ("lokr_w1_b",), ("lokr_w2_b",)),
-    "loha": (("hada_w2_a",), ("hada_w1_a",), ("hada_w2_b",), ("hada_w1_b",)),
-    "ia3": (("ia3_l",),),
-    "bias": (("shift",),),
-    "norm": (("scale",), ("shift",)),
-    "bottleneck": (
-        ("bottleneck_gate",),
-        ("bottleneck_up",),
-        ("bottleneck_down", "bottleneck_bias"),
-    ),
-    "prompt": (("prompt",),),
-    "prefix": (("prefix",),),
-    "head": ((),),
-}
 TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.18)
     "sequence-classification": "base",
     "document-classification": "base",
@@ -47,23 +23,6 @@ TAGS = {  # of fingerprints, by what a base was built for (P-1.3, P-1.13 to P-1.
     "audio-classification": "audio",
     "image-generation": "denoiser",
 }
-FACTORS = (
-    "lora_A",
-    "lora_B",
-    "lora_R",
-    "lora_E",
-    "lora_magnitude_vector",
-    "vera_d",
-    "vera_b",
-    "ia3_l",
-    "shift",
-    "scale",
-    "bottleneck_down",
-    "bottleneck_bias",
-    "bottleneck_up",
-    "bottleneck_gate",
-    *(f"{kind}_w{n}_{end}" for kind in ("hada", "lokr") for n in (1, 2) for end in "ab"),
-)
 
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]  # of tensors, by name
@@ -90,7 +49,7 @@ def turns_of(adapter: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
             tuple(f"{n}.{part}" for n, each in enumerate(own) for part in each[turn % len(each)])
             for turn in range(lcm(*map(len, own)))
         )
-    turns = TURNS[adapter["method"]]
+    turns = METHODS[adapter["method"]].turns
     return turns[1:] if adapter.get("gated") is False else turns
 
 
@@ -295,14 +254,7 @@ def of_linear(adapter: dict[str, Any], path: str, width: int, out: int) -> Shape
         heads = adapter.get("heads", 1)
         yield f"{path}.lora_A", (heads * r, width)
         yield f"{path}.lora_B", (out, heads * r)
-        inner = {
-            "lora-sb": {"lora_R": (r, r)},
-            "ravan": {"lora_R": (heads, r, r)},
-            "adalora": {"lora_E": (r,)},
-            "dora": {"lora_magnitude_vector": (out,)},
-            "vera": {"vera_d": (r,), "vera_b": (out,)},
-        }
-        for part, shape in inner.get(method, {}).items():
+        for part, shape in METHODS[method].inner(heads, r, out).items():
             yield f"{path}.{part}", shape
 
 

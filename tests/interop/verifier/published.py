@@ -331,7 +331,7 @@ def slots_of(documents: Documents, plain: Tensors) -> dict[str, tuple[tuple[int,
     adapter = documents.plan["adapter"]
     rank = adapter.get("rank", 1) * adapter.get("heads", 1)
     root = math.sqrt(rank) if adapter.get("rank_stabilised") else rank
-    s = np.float32(adapter.get("scaling", adapter.get("alpha", 1.0) / root))
+    s = np.float32(adapter.get("scaling", adapter.get("alpha", root) / root))
     expected: dict[str, tuple[tuple[int, ...], bytes]] = {}
     shaped = {n: value.reshape(shape_of(documents, n, value.size)) for n, value in plain.items()}
     for name, tensor in shaped.items():

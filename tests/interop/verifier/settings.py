@@ -133,11 +133,11 @@ def norm(documents: Documents) -> dict[str, Any]:
 def low_rank(documents: Documents) -> dict[str, Any]:
     """Of all that are published as LoRA, the head alone and biases among them."""
     adapter = documents.plan["adapter"]
-    alone = adapter["method"] in ("head", "bias")
+    r = adapter.get("rank", 1) * adapter.get("heads", 1)
     keys = {
         "peft_type": "LORA",
-        "r": 1 if alone else adapter["rank"] * adapter.get("heads", 1),
-        "lora_alpha": 1.0 if alone else adapter["alpha"],
+        "r": r,
+        "lora_alpha": adapter.get("alpha", float(r)),
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": targets(documents) if "targets" in adapter else "dummy-target-modules",

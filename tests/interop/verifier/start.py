@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from typing import Any
 
 import numpy as np
 
-from .basics import Reals, Tensors, canonical, halved, named_hash, octets, seed
+from .basics import Tensors, canonical, named_hash, octets, seed
 from .documents import Documents, adapter_digest, role_of
-
-
-def words(named: int, count: int) -> Any:
-    octets = hashlib.shake_256(b"fedge/stream/v1\0" + named.to_bytes(8, "little")).digest(4 * count)
-    return 2 * np.frombuffer(octets, "<u4").astype(np.int64) + 1 - 2**32
-
-
-def deviates(named: int, count: int) -> Reals:
-    drawn: Reals = words(named, 12 * count).reshape(count, 12).sum(1) / 2.0**33
-    return drawn
-
-
-def orthonormal(named: int, length: int, r: int) -> Reals:
-    """(r, length): q_0, q_1, ..."""
-    done: list[Reals] = []
-    for v in deviates(named, r * length).reshape(r, length):
-        for _ in range(2):
-            shares = [halved(q * v) for q in done]
-            moved = [c * q for c, q in zip(shares, done, strict=True)]
-            v = v - halved(np.array(moved).reshape(len(done), length))
-        done.append(v / math.sqrt(halved(v * v)))
-    return np.array(done)
+from .draws import deviates, words
+from .methods import METHODS
 
 
 def taken_over(documents: Documents, start: dict[str, Any]) -> Tensors:
@@ -65,15 +44,11 @@ def round_0(documents: Documents) -> Tensors:
         owner, own_name = documents.owner(name)
         adapter = owner.plan["adapter"]
         method, gated = adapter["method"], adapter.get("gated", False)
-        cores = method in ("lora-sb", "ravan", "adalora")
+        own = METHODS[method].starts if method in METHODS else {}
         named, role = seed("initial", documents.plan["seed"], name), role_of(own_name)
         values = np.zeros(math.prod(shape))
-        if role == "lora_A" and cores:
-            values = orthonormal(named, shape[1], shape[0])
-        elif role == "lora_B" and cores:
-            values = orthonormal(named, *shape).T
-        elif (role == "lora_A" and method == "vera") or (role == "lora_B" and method == "vera"):
-            values = words(named, math.prod(shape)) / 2.0**32 * math.sqrt(6 / shape[1])
+        if role in own:
+            values = own[role](named, shape)
         elif role == "lora_A" or role in ("lokr_w1_b", "lokr_w2_a", "lokr_w2_b"):
             values = words(named, math.prod(shape)) / 2.0**32 * (1 / math.sqrt(shape[1]))
         elif role == "bottleneck_down" or (role == "bottleneck_up" and gated):
