@@ -1,8 +1,9 @@
 """The file of a kept update: its owner's alone, of bounded size, replaced whole. (P-6.10, P-4.14)
 
 It is made of the client's rows, so it is private. Lost or deleted it costs one training, and a round where a
-sum of its adapter is asked for again; of a sum that others alone have opened it then gives something else. One put back from a backup might be counted twice: a site that
-restores a backup deletes it, and it may delete those of plans that have ended.
+sum of its adapter is asked for again; to one that others alone have opened it then gives something else.
+One put back from a backup might be counted twice: a site that restores a backup deletes it, and it may
+delete those of plans that have ended.
 """
 
 from __future__ import annotations
