@@ -1,19 +1,21 @@
 """The file of a kept update: its owner's alone, of bounded size, replaced whole. (P-6.10, P-4.14)
 
 It is made of the client's rows, so it is private. Lost or deleted it costs one training, and a round where a
-sum of its adapter is asked for again. One put back from a backup might be counted twice: a site that
-restores a backup deletes it, and it may delete those of plans that have ended.
+sum of its adapter is asked for again; to one that others alone have opened it then gives something else.
+One put back from a backup might be counted twice: a site that restores a backup deletes it, and it may
+delete those of plans that have ended.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from client.kept_updates import KeptUpdate
+from client.kept_updates import MOST_RUNS, KeptUpdate
 from client.private import private_folder, write_private
 from protocol.documents import OddError, json_as
 from protocol.encoding import digest
@@ -21,6 +23,7 @@ from protocol.errors import ArtefactError, MachineError
 from protocol.exchange import Contribution
 from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Count, Sha256
+from storage.locks import locked
 from storage.regular import read_regular
 
 FORMAT, UPDATE, ABOUT = "fedge-kept-update-1", "update", "fedge"
@@ -39,6 +42,8 @@ class _About(BaseModel):
     seq: Count
     rid: Sha256
     adapter: Sha256
+    last: Annotated[int, Field(gt=0)]
+    passed: Annotated[dict[Sha256, Annotated[int, Field(gt=0)]], Field(max_length=MOST_RUNS)]
     age: Count
     free: bool
     bound: bool
@@ -90,6 +95,8 @@ class FileKept:
             seq=about.seq,
             rid=about.rid,
             adapter=about.adapter,
+            last=about.last,
+            passed=about.passed,
             age=about.age,
             free=about.free,
             bound=about.bound,
@@ -106,6 +113,8 @@ class FileKept:
             seq=update.seq,
             rid=update.rid,
             adapter=update.adapter,
+            last=update.last,
+            passed=dict(update.passed),
             age=update.age,
             free=update.free,
             bound=update.bound,
@@ -119,15 +128,9 @@ class FileKept:
         )
         write_private(self._path, data)
 
-    def forget(self) -> None:
-        """Delete the file. Raises MachineError."""
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            raise MachineError(
-                f"{self._path}: cannot be deleted: {error.strerror}",
-                "check the file and its folder",
-            ) from None
+    def alone(self) -> AbstractContextManager[bool]:
+        """Hold the file's lock. Raises MachineError."""
+        return locked(private_folder(self._path.parent) / f"{self._path.name}.lock")
 
     def _odd(self, fault: str) -> MachineError:
         return MachineError(f"{self._path}: {fault}", REMEDY)

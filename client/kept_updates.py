@@ -8,8 +8,9 @@ and is masked again. What cannot be kept is not given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protocol.errors import SecrecyError
@@ -18,6 +19,7 @@ from protocol.plan import Plan
 from protocol.transparency.leaves import Leaf
 from protocol.transparency.shown import Told
 
+MOST_RUNS = 1000  # of one plan in which a client masks: of each it remembers how far it came
 NEXT_ADAPTER = "nothing was revealed; it takes part again with the next adapter"
 
 
@@ -28,6 +30,7 @@ class KeptUpdate:
     ``sid``, ``rid``: in hex, of the run and of the attempt's sum; ``seq``: the attempt's number; ``adapter``:
     the digest of the one that came into it; ``age``: of the update there, in rounds. ``free``: the log has
     shown that this sum is without it. ``bound``: it may be with it; the update is for that adapter alone.
+    ``last``: the last round of that run in which the client has masked; ``passed``: of each other run by sid.
     """
 
     contribution: Contribution
@@ -36,6 +39,8 @@ class KeptUpdate:
     seq: int
     rid: str
     adapter: str
+    last: int
+    passed: Mapping[str, int] = field(default_factory=dict)
     age: int = 0
     free: bool = False
     bound: bool = False
@@ -52,8 +57,8 @@ class KeptStore(Protocol):
         """Keep it in the place of any other; it is safe when this returns."""
         ...
 
-    def forget(self) -> None:
-        """Keep none."""
+    def alone(self) -> AbstractContextManager[object]:
+        """No other session of this client changes what is kept: two may be asked at once."""
         ...
 
 
@@ -77,18 +82,32 @@ class KeptUpdates:
 
         ``place``: sid, seq and rid of the sum that it is for; ``adapter``: the digest of the one that came
         in. ``train`` gives zeros where it fails (:mod:`client.failures`). It is kept before this returns.
-        Raises MachineError where it cannot be, and SecrecyError ``round.passed`` for a round before the one
-        whose contribution is kept.
+        Raises MachineError where it cannot be, and SecrecyError: ``round.passed`` where it may have given
+        something else to a sum of that round, ``run.many`` beyond MOST_RUNS.
         """
         sid, seq, rid = place
-        before = self.store.load()
-        kept = None if before is None else self._again(before, number, place, adapter)
-        if kept is None:
-            kept = KeptUpdate(
-                contribution=train(), round=number, sid=sid, seq=0, rid="", adapter=""
-            )
-        self.store.keep(replace(kept, sid=sid, seq=seq, rid=rid, adapter=adapter))
-        return self._weighed(kept)
+        trained: Contribution | None = None
+        while True:
+            with self.store.alone():
+                before = self.store.load()
+                if before is not None:
+                    verify_ahead(before, number, sid, adapter)
+                kept = None if before is None else self._again(before, number, place, adapter)
+                if kept is None and trained is not None:
+                    kept = KeptUpdate(
+                        contribution=trained,
+                        round=number,
+                        sid=sid,
+                        seq=seq,
+                        rid=rid,
+                        adapter=adapter,
+                        last=number,
+                    )
+                if kept is not None:
+                    kept = replace(kept, sid=sid, seq=seq, rid=rid, adapter=adapter)
+                    self.store.keep(advanced(kept, before, number))
+                    return self._weighed(kept)
+            trained = train()  # others are answered meanwhile: of two the first gives what is kept
 
     def _weighed(self, kept: KeptUpdate) -> Contribution:
         """What it gives to its sum."""
@@ -98,15 +117,8 @@ class KeptUpdates:
         self, kept: KeptUpdate, number: int, place: tuple[str, int, str], adapter: str
     ) -> KeptUpdate | None:
         """What is kept, where it is given again; None where the client trains."""
-        if kept.sid != place[0]:
-            return None
-        if number < kept.round:
-            raise SecrecyError(
-                "round.passed",
-                f"asked for round {number}, this client keeps what it gave to round {kept.round} alone",
-                NEXT_ADAPTER,
-            )
-        return kept if (kept.round, kept.adapter) == (number, adapter) else None
+        same = (kept.sid, kept.round, kept.adapter) == (place[0], number, adapter)
+        return kept if same else None
 
     def settle(
         self,
@@ -143,3 +155,37 @@ class KeptUpdates:
 
     def summed(self, rid: str) -> None:
         """The client gives its shares for the sum ``rid`` with it."""
+
+
+def verify_ahead(kept: KeptUpdate, number: int, sid: str, adapter: str) -> None:
+    """Round ``number`` of run ``sid`` is none in which it may have masked what is not kept any more.
+
+    Others may have opened a sum with that, of which this client knows nothing. Raises SecrecyError.
+    """
+    here = kept.sid == sid
+    last = kept.last if here else kept.passed.get(sid, 0)
+    same = here and kept.adapter == adapter
+    if number < last or (number == last and not same):
+        raise SecrecyError(
+            "round.passed",
+            f"asked for round {number}, this client has masked for round {last} of this run and keeps "
+            "what it masked last alone",
+            NEXT_ADAPTER,
+        )
+    if not (here or sid in kept.passed) and len(kept.passed) >= MOST_RUNS:
+        raise SecrecyError(
+            "run.many",
+            f"this client has masked in {len(kept.passed) + 1} other runs of this plan",
+            "agree on another plan",
+        )
+
+
+def advanced(kept: KeptUpdate, before: KeptUpdate | None, number: int) -> KeptUpdate:
+    """``kept`` in the place of ``before``, with how far it came in each run."""
+    if before is None:
+        return replace(kept, last=number)
+    if before.sid == kept.sid:
+        return replace(kept, last=max(before.last, number), passed=before.passed)
+    passed = {**before.passed, before.sid: before.last}
+    passed.pop(kept.sid, None)
+    return replace(kept, last=number, passed=passed)

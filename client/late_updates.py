@@ -72,22 +72,18 @@ class LateUpdates(KeptUpdates):
         number: int,
         opened: Collection[int],
     ) -> None:
-        """Also whether it is free, bound, or to be forgotten: what the log says nothing of may be counted."""
-        kept = self.store.load()
-        if opened:
-            self.verify_there(kept, sid, adapter)
-        if kept is None or kept.free:
-            return
-        same = (kept.sid, kept.adapter) == (sid, adapter)
-        if kept.bound and same:
-            return
-        before = kept.sid == sid and kept.seq < seq and not kept.bound
-        if before and self._ended_without(kept, list(leaves)):
-            self.store.keep(replace(kept, free=True))
-        elif same:
-            self.store.keep(replace(kept, bound=True))
-        else:
-            self.store.forget()
+        """Also whether it is free or bound: what the log says nothing of may be counted.
+
+        It stays where it is of no use: that its adapter is asked for again is the coordinator's choice.
+        """
+        with self.store.alone():
+            kept = self.store.load()
+            if opened:
+                self.verify_there(kept, sid, adapter)
+            if kept is None or kept.sid != sid or kept.free or kept.bound:
+                return
+            free = kept.seq < seq and self._ended_without(kept, list(leaves))
+            self.store.keep(replace(kept, free=free, bound=not free))
 
     def _ended_without(self, kept: KeptUpdate, leaves: list[Leaf]) -> bool:
         asked = {each.rid for leaf in leaves if isinstance(leaf, Abort) for each in leaf.revealed}
@@ -110,9 +106,10 @@ class LateUpdates(KeptUpdates):
 
     def summed(self, rid: str) -> None:
         """The client gives its shares for the sum ``rid`` with it."""
-        kept = self.store.load()
-        if kept is not None and kept.rid == rid:
-            self.store.keep(replace(kept, bound=True))
+        with self.store.alone():
+            kept = self.store.load()
+            if kept is not None and kept.rid == rid:
+                self.store.keep(replace(kept, bound=True))
 
 
 def usable(kept: KeptUpdate, plan: Plan, *, sid: str, number: int) -> bool:

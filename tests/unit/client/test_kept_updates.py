@@ -91,13 +91,12 @@ def test_it_goes_back_to_no_round_of_which_it_keeps_nothing(coordinator: Changin
 
 
 def test_who_has_lost_what_it_gave_to_an_opened_sum_helps_with_no_other(
-    coordinator: Changing,
+    coordinator: Changing, tmp_path: Path
 ) -> None:
     coordinator.whole()
     one = coordinator.ids[0]
-    kept = coordinator.members[one].kept
-    assert kept is not None
-    kept.store.forget()
+    for path in (tmp_path / "kept").iterdir():
+        path.unlink()
     coordinator.begin(2)
     cohort = coordinator.advertise()
     with pytest.raises(SecrecyError, match=r"^update\.lost"):
