@@ -192,7 +192,14 @@ def over_ray(clients: int, rounds: int, folder: Path) -> dict[str, float]:
 
     config, clock = prepare(folder, clients=clients, rounds=rounds), VirtualClock()
     actors = RayClients(LOCAL, actors=2, app="benchmarks.grid:echo", rerun=lambda *_: None)
-    grid = InProcessGrid(actors, clients, run_config=config, clock=clock, jobs=actors.actors)
+    grid = InProcessGrid(
+        actors,
+        clients,
+        run_config=config,
+        clock=clock,
+        jobs=actors.jobs,
+        at_once=actors.at_once,
+    )
     started, wall = tree_cpu(), time.perf_counter()
     make_app(clock=clock)(grid, server_context(config))
     measured = {

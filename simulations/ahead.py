@@ -23,15 +23,28 @@ class Ahead(Generic[Result]):
     run one after the other, in the order in which they were begun: nobody may ask for the first of them.
     """
 
-    def __init__(self, jobs: int, owner: Callable[[str], Hashable] = str) -> None:
-        """Raises ValueError for fewer than one job."""
+    def __init__(
+        self,
+        jobs: int,
+        owner: Callable[[str], Hashable] = str,
+        at_once: Callable[[], int] | None = None,
+    ) -> None:
+        """``at_once``: how many of the jobs are worth it now; all without it.
+
+        Raises ValueError for fewer than one job.
+        """
         if jobs < 1:
             raise ValueError(f"{jobs} jobs")
-        self._owner = owner
-        self.most = 2 * jobs if jobs > 1 else 1
+        self._jobs, self._owner, self._at_once = jobs, owner, at_once
         self._pool = ThreadPoolExecutor(jobs, "client") if jobs > 1 else None
         self._begun: dict[str, Future[Result]] = {}
         self._leaving = Leaving()
+
+    @property
+    def most(self) -> int:
+        """Pieces that are begun and not asked for, at the moment."""
+        jobs = self._jobs if self._at_once is None else self._at_once()
+        return 2 * jobs if self._jobs > 1 else 1
 
     def first(self, names: Sequence[str], work: Callable[[str], Result]) -> Result:
         """The result of ``work`` for the first of ``names``; for up to ``most`` of them it is begun."""

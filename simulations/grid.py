@@ -92,6 +92,7 @@ class InProcessGrid(Grid):
         clock: shared with the ServerApp.
         deadline_s: the round's deadline: a straggler answers at one and a half times that.
         jobs: clients that run at a time.
+        at_once: how many of these are worth it now, where that changes.
     """
 
     def __init__(
@@ -109,8 +110,9 @@ class InProcessGrid(Grid):
         deadline_s: float = 600.0,
         run_id: int = 1,
         jobs: int = 1,
+        at_once: Callable[[], int] | None = None,
     ) -> None:
-        self._ahead: Ahead[Message] = Ahead(jobs, owner=self._node)
+        self._ahead: Ahead[Message] = Ahead(jobs, owner=self._node, at_once=at_once)
         self._app, self._clients, self._run_config = app, clients, dict(run_config or {})
         self._data_path, self._own = data_path, own
         self._faults, self._speeds = faults or Faults(), speeds or Speeds()
@@ -187,6 +189,7 @@ class InProcessGrid(Grid):
     def _ready_by(self, now: float, names: Iterable[str], waiting: list[_Pending]) -> list[str]:
         """The first that can answer by now, as many as may run; before them those for ``waiting``."""
         ready: list[str] = []
+        most = self._ahead.most
         for name in names:
             pending = self._pending.get(name)
             if pending is None:
@@ -197,7 +200,7 @@ class InProcessGrid(Grid):
             if ready and (pending.reply or not self._may_begin(name, now)):
                 continue
             ready.append(name)
-            if len(ready) == self._ahead.most:
+            if len(ready) == most:
                 break
         return ready
 

@@ -1,4 +1,4 @@
-"""A process of a Ray cluster that runs clients, one message at a time; what it has opened stays open.
+"""A process of a Ray cluster that runs clients, one after the other; what it has opened stays open.
 
 It is sent what a client sees: records, the node's configuration, its state. Files (the plan, the base, rows)
 are read where the paths point to: machines of a cluster share the folder of the run.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from simulations.grid import Config, answer, identify, number_message
 
+Answer = tuple[
+    RecordDict | Error, RecordDict
+]  # the reply's content, or an error; the state after it
 SHARED = 4  # large records kept between messages: a round's adapter is the same for all
 CODE = ("client", "protocol", "base_model", "storage", "simulations")
 
@@ -61,8 +65,13 @@ class ClientActor:
         """See :func:`code_digest`."""
         return code_digest()
 
-    def run(self, call: Call) -> tuple[RecordDict | Error, RecordDict]:
-        """(the reply's content, or an error; the state after it)."""
+    def run(self, calls: Sequence[Call]) -> tuple[list[Answer], float]:
+        """Of each call, in order; and the seconds that they took."""
+        begun = time.monotonic()
+        answers = [self._run(call) for call in calls]
+        return answers, time.monotonic() - begun
+
+    def _run(self, call: Call) -> Answer:
         content = RecordDict({**call.records, **self._held(call.shared)})
         message = Message(content, call.node, call.kind)
         number_message(message, call.name)

@@ -1,15 +1,15 @@
 """Clients on a Ray cluster: an app for the in-process grid whose work is done by actors. (docs/adr/0095)
 
 The grid, the coordinator, deadlines and faults are those of a run in one process; each of the grid's threads
-waits for one actor. An actor that is lost, with its node or alone, is replaced where the cluster has room,
-and what it ran is run again: a client's answer hangs on its message, its rows and its state, not on where it
-is computed. Needs the extra ``ray``.
+waits for the answer to one message, and the first of them sends the next batch to an idle actor
+(:mod:`simulations.ray_batches`). An actor that is lost, with its node or alone, is replaced where the cluster
+has room, and what it ran is run again: a client's answer hangs on its message, its rows and its state, not on
+where it is computed. Needs the extra ``ray``.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import threading
 import time
@@ -26,6 +26,7 @@ from protocol.wire import INSTRUCTION
 from simulations.clients import client_name
 from simulations.grid import FIRST_NODE, identify
 from simulations.ray_actor import SHARED, Call, ClientActor, code_digest
+from simulations.ray_batches import MOST, Batches, Task
 
 LOCAL = "local"  # an address: a cluster of this machine alone, that ends with the process
 APP = "client.app:app"
@@ -33,6 +34,7 @@ LARGE = 2**16  # bytes of a record that is worth a place of its own in the objec
 PATIENCE_S = 30.0  # for an actor to start
 CONNECT_S = 5.0
 POLL_S = 0.5  # between looks whether the process leaves
+MOST_WAITING = 64  # messages in batches, whatever the number of actors: their replies lie in memory
 TRIES = 3  # of a message whose actor was lost each time: it may be what ends them
 # Flower's and Ray's telemetry and update checks; a simulation has no business on the network.
 QUIET = {
@@ -88,7 +90,7 @@ class RayClients:
         errors = ray.exceptions
         # The last: of a reply whose node was lost when the client was through.
         self._lost = (errors.RayActorError, errors.WorkerCrashedError, errors.ObjectLostError)
-        self._idle: queue.Queue[Any] = queue.Queue()
+        self._batches: Batches[Any] = Batches()
         self._lock = threading.Lock()
         self._closed = False
         self._alive = 0  # actors, those that start in the place of lost ones among them
@@ -106,26 +108,59 @@ class RayClients:
             self.close()
             raise
 
+    @property
+    def jobs(self) -> int:
+        """Messages that may wait for an answer at a time, each in a thread."""
+        return max(self.actors, min(self.actors * MOST, MOST_WAITING))
+
+    def at_once(self) -> int:
+        """As many as are worth it now: a batch for each actor."""
+        return min(self.actors * self._batches.size(), self.jobs)
+
     def __call__(self, message: Message, context: Context) -> Message:
         """The reply; ``context.state`` is what the client leaves.
 
         Raises MachineError when no node is left, RuntimeError for a client that ended every actor.
         """
-        call = self._call(message, context)
-        for _ in range(TRIES):
-            actor = self._next()
-            try:
-                content, state = self._answer(actor.run.remote(call))
-            except self._lost as error:
-                self._replace(actor, message, error)
-                continue
-            except BaseException:
-                self._idle.put(actor)
-                raise
-            self._idle.put(actor)
-            context.state = state
-            return Message(content, reply_to=message)
-        raise RuntimeError(f"{TRIES} actors were lost that ran this client")
+        task = Task(message, self._call(message, context))
+        self._batches.put(task)
+        while not task.ended:
+            if taken := self._batches.take():
+                self._work(*taken)
+            elif not task.woken.wait(POLL_S):
+                self._verify_going()
+            task.woken.clear()
+        if task.answer is None:
+            assert task.error is not None
+            raise task.error
+        content, context.state = task.answer
+        return Message(content, reply_to=message)
+
+    def _work(self, actor: Any, batch: list[Task]) -> None:
+        """Let ``actor``, which nobody else has, answer a batch."""
+        try:
+            answers, seconds = self._answer(actor.run.remote([task.call for task in batch]))
+        except self._lost as error:
+            self._again(batch, error)
+            self._replace(actor)
+        except BaseException as error:
+            self._batches.free(actor)
+            self._batches.failed(batch, error)
+            raise
+        else:
+            self._batches.answered(batch, answers, seconds)
+            self._batches.free(actor)
+
+    def _again(self, batch: list[Task], error: Exception) -> None:
+        """An actor was lost: what it ran is run again, the first first."""
+        for task in reversed(batch):
+            task.losses += 1
+            self._note(task.message, error)
+            if task.losses < TRIES:
+                self._batches.put(task, first=True)
+            else:
+                fault = RuntimeError(f"{TRIES} actors were lost that ran this client")
+                self._batches.failed([task], fault)
 
     def _answer(self, reference: Any) -> Any:
         """What an actor gives; whoever waits for it leaves with the process, and the actor after it."""
@@ -214,30 +249,26 @@ class RayClients:
                 "a node of the Ray cluster has other code than this process",
                 "install the same fedge on all machines, and start `ray` outside of any working tree",
             )
-        self._idle.put(actor)
+        self._batches.free(actor)
         return True
 
-    def _next(self) -> Any:
-        while True:
-            try:
-                return self._idle.get(timeout=POLL_S)
-            except queue.Empty:
-                check_leaving()
-                if self._closed:
-                    raise KeyboardInterrupt from None
-                if not self._alive:
-                    raise MachineError(
-                        "no node of the Ray cluster is left", "start nodes, then resume the run"
-                    ) from None
+    def _verify_going(self) -> None:
+        """Raises KeyboardInterrupt where the process leaves, MachineError where no actor is left."""
+        check_leaving()
+        if self._closed:
+            raise KeyboardInterrupt from None
+        if not self._alive:
+            raise MachineError(
+                "no node of the Ray cluster is left", "start nodes, then resume the run"
+            ) from None
 
-    def _replace(self, actor: Any, message: Message, error: Exception) -> None:
+    def _replace(self, actor: Any) -> None:
         """Another actor for one that is lost, where the cluster has a core for it."""
         if self._closed:
             raise KeyboardInterrupt from None
         self._ray.kill(actor)  # one that cannot be reached may still have its core
         started = False
         try:
-            self._note(message, error)
             with self._lock:
                 room = self._alive <= self._cores()
             started = room and self._take_on(self._actor())

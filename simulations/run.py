@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -189,7 +189,7 @@ def run_federated(
     server = make_app(clock=clock, listener=watcher)
     start = str(prepared.experiment.start_folder or "")
     own_config = {"run": str(prepared.out), "resume": True, "start": start}
-    with _runner(jobs, ray, Reruns(prepared.out, progress)) as (app, at_a_time):
+    with _runner(jobs, ray, Reruns(prepared.out, progress)) as (app, at_a_time, at_once):
         grid = InProcessGrid(
             app,
             clients,
@@ -208,6 +208,7 @@ def run_federated(
             clock=clock,
             deadline_s=plan.cohort.deadline_s,
             jobs=at_a_time,
+            at_once=at_once,
         )
         with closing(grid):
             server(grid, server_context({**config, **own_config}))
@@ -215,13 +216,15 @@ def run_federated(
 
 
 @contextmanager
-def _runner(jobs: int, ray: str, reruns: Reruns) -> Iterator[tuple[App, int]]:
-    """What runs clients, and how many at a time."""
+def _runner(
+    jobs: int, ray: str, reruns: Reruns
+) -> Iterator[tuple[App, int, Callable[[], int] | None]]:
+    """What runs clients, how many at a time, and how many of these are worth it when."""
     if not ray:
-        yield client.app.app, jobs
+        yield client.app.app, jobs, None
         return
     with closing(ray_clients.RayClients(ray, actors=jobs, rerun=reruns.note)) as clients:
-        yield clients, clients.actors
+        yield clients, clients.jobs, clients.at_once
 
 
 class _Watcher:
