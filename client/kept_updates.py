@@ -116,9 +116,11 @@ class KeptUpdates:
     def _again(
         self, kept: KeptUpdate, number: int, place: tuple[str, int, str], adapter: str
     ) -> KeptUpdate | None:
-        """What is kept, where it is given again; None where the client trains."""
-        same = (kept.sid, kept.round, kept.adapter) == (place[0], number, adapter)
-        return kept if same else None
+        """What is kept, where it is given again; None where the client trains.
+
+        Also in a later round, behind one that was void: the sums of both would show who gave something else.
+        """
+        return kept if (kept.sid, kept.adapter) == (place[0], adapter) else None
 
     def settle(
         self,
