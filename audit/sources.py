@@ -15,6 +15,7 @@ from typing import Protocol
 
 from protocol.addresses import shown_address, web_fault
 from protocol.errors import ArtefactError, ProofError
+from protocol.privacy.ledger import MOST_LEDGER
 from protocol.transparency.lists import list_path
 from protocol.transparency.sum_leaves import MOST_BOXES_BYTES
 from protocol.web_page import REMEDY as WEB_PAGE
@@ -28,6 +29,7 @@ MOST_OF = (  # of those that have to be small, in bytes
     (re.compile(r"log/tile/entries/.*"), 256 * (2 + 65_535)),
     (re.compile(r"log/tile/.*"), 256 * 32),
     (re.compile(r".*\.boxes\.json"), MOST_BOXES_BYTES),
+    (re.compile(r"privacy\.jsonl"), MOST_LEDGER),
     (re.compile(r".*\.(json|jsonl|chunks|tlog-proof)"), 2**26),
     (re.compile(r".*log\.batch"), 2**29),
 )

@@ -10,11 +10,9 @@ from array import array
 from pathlib import Path
 
 from protocol.errors import ArtefactError
-from protocol.privacy.ledger import Entry, Tally, parse_entries
+from protocol.privacy.ledger import MOST_LEDGER, Entry, Tally, parse_entries
 from storage.regular import open_regular
 from storage.whole import appending
-
-MOST_LEDGER = 2**30  # bytes
 
 
 class RunLedger:

@@ -21,6 +21,8 @@ from protocol.privacy.accounting import Spent, epsilon, sampled_epsilon
 from protocol.privacy.distributed import Mechanism
 from protocol.start import NOTHING_BEFORE, SpentBefore
 
+MOST_LEDGER = 2**30  # bytes, of whoever writes or reads one
+
 
 def _is_real(text: str) -> str:
     try:

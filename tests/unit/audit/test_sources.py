@@ -140,6 +140,15 @@ def test_the_web_gives_the_same(web: Web, monkeypatch: pytest.MonkeyPatch) -> No
         web.read(NAME)
 
 
+def test_an_auditor_reads_as_long_a_ledger_as_a_coordinator_keeps(tmp_path: Path) -> None:
+    for name in ("privacy.jsonl", "summary.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**26 + 1)
+    assert len(Folder(tmp_path).read("privacy.jsonl")) == 2**26 + 1
+    with pytest.raises(ArtefactError, match=r"summary\.json has more than"):
+        Folder(tmp_path).read("summary.json")
+
+
 def test_addresses_of_other_kinds_and_nobody_there() -> None:
     for address in ("file:///etc/passwd", "ftp://host/run", "http://"):
         with pytest.raises(ArtefactError, match="no web address"):
