@@ -113,6 +113,9 @@ class LateUpdates(KeptUpdates):
 
 
 def usable(kept: KeptUpdate, plan: Plan, *, sid: str, number: int) -> bool:
-    """Whether round ``number`` of run ``sid`` takes it."""
+    """Whether round ``number`` of run ``sid`` takes it.
+
+    Zeros of a training that failed as well: who trains where others answer at once would show that. (P-4.4)
+    """
     fresh = 0 <= number - kept.round <= plan.cohort.late_rounds
-    return kept.free and kept.sid == sid and fresh and not kept.contribution.failed
+    return kept.free and kept.sid == sid and fresh

@@ -144,10 +144,13 @@ def test_what_is_not_free_or_of_another_run_is_trained_anew(late: LateUpdates) -
         assert given.update.tolist() == [9.0] * SIZE
 
 
-def test_a_training_that_failed_gives_the_same_to_a_sum_of_that_adapter_and_nothing_to_others(
+def test_a_training_that_failed_gives_what_another_gives_when_another_does(
     late: LateUpdates,
 ) -> None:
-    """Who trained well the second time would be what two openings of one sum differ by."""
+    """Who trained well the second time would be what two openings of one sum differ by.
+
+    And who trains for a later sum, where others mask at once what they have kept, would be known by that. (P-4.4)
+    """
 
     def diverged() -> Contribution:
         raise UpdateError("the loss is not finite", "lower the rate")
@@ -155,7 +158,7 @@ def test_a_training_that_failed_gives_the_same_to_a_sum_of_that_adapter_and_noth
     nan = Contribution(update=np.full(SIZE, np.nan, np.float32), weight=1, metrics=METRICS)
     unmeasured = replace(trained(), metrics=METRICS | {"loss_sum": np.inf})
     for turn, train in enumerate((diverged, lambda: nan, lambda: unmeasured), 2):
-        number = 2 * turn
+        number = 3 * turn
         adapter, place = f"{number:064x}", (SID, number, RID)
         given = late.contribution(
             number, place, adapter, partial(contribution_or_zeros, train, size=SIZE)
@@ -164,7 +167,10 @@ def test_a_training_that_failed_gives_the_same_to_a_sum_of_that_adapter_and_noth
         late.settle(SID, number + 1, adapter, [abort(seq=number)], number=4, opened={4})
         assert late.contribution(number, (SID, number, "f6" * 32), adapter, trained).failed
         late.settle(SID, number + 2, "a5" * 32, [abort(seq=number)], number=4, opened=())
-        assert not late.contribution(number + 1, (SID, number, RID), "a5" * 32, trained).failed
+        later = (SID, number + 2, "f7" * 32)
+        assert late.contribution(number + 1, later, "a5" * 32, trained).failed
+        late.settle(SID, number + 3, "a6" * 32, [], number=5, opened=())
+        assert not late.contribution(number + 2, (SID, number + 3, RID), "a6" * 32, trained).failed
 
 
 @pytest.mark.parametrize("kept", [None, sent(), sent(free=True), sent(sid="e5" * 32)])
