@@ -13,7 +13,7 @@ import torch
 from nvflare.app_common.abstract.fl_model import MetaKey
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
-from work import Work, model_and_tokenizer, read_work
+from work import Work, collator, model_and_tokenizer, read_work
 
 Row = tuple[str, int]
 
@@ -47,18 +47,6 @@ def site_trainer(work: Work, site: int, folder: str) -> SiteTrainer:
     model, tokenizer = model_and_tokenizer(work)
     model.__fl_meta__ = {MetaKey.NUM_STEPS_CURRENT_ROUND: 1}  # sites weigh alike
 
-    def collate(rows: list[Row]) -> dict[str, Any]:
-        texts, labels = zip(*rows, strict=True)
-        batch = tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=work.longest,
-            return_tensors="pt",
-        )
-        kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return {**kept, "labels": torch.tensor(labels)}
-
     arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=1,
@@ -74,7 +62,10 @@ def site_trainer(work: Work, site: int, folder: str) -> SiteTrainer:
     )
     rows: list[Row] = list(zip(*work.clients[site], strict=True))
     trainer = SiteTrainer(
-        model=model, args=arguments, train_dataset=_Rows(rows), data_collator=collate
+        model=model,
+        args=arguments,
+        train_dataset=_Rows(rows),
+        data_collator=collator(tokenizer, work),
     )
     trainer.work, trainer.site = work, site
     return trainer

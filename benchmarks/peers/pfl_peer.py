@@ -27,7 +27,7 @@ from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
-from work import Work, accuracy, model_and_tokenizer, read_work
+from work import Work, accuracy, collator, model_and_tokenizer, read_work
 
 Row = tuple[str, int]
 
@@ -89,22 +89,12 @@ class Evaluation(TrainingProcessCallback[Any]):
 def federated_rows(work: Work, tokenizer: Any) -> FederatedDataset:
     """A user of pfl for each round and device, for the order of rows is another one in each round."""
 
-    def collate(rows: list[Row]) -> dict[str, Any]:
-        texts, labels = zip(*rows, strict=True)
-        batch = tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=work.longest,
-            return_tensors="pt",
-        )
-        kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return {**kept, "labels": torch.tensor(labels)}
-
     def user(identity: tuple[int, int]) -> PyTorchDataDataset:
         number, client = identity
         rows = Rows(*work.clients[client], seed=1000 * number + client)
-        return PyTorchDataDataset(rows, user_id=f"{number}/{client}", collate_fn=collate)
+        return PyTorchDataDataset(
+            rows, user_id=f"{number}/{client}", collate_fn=collator(tokenizer, work)
+        )
 
     users = [(n, c) for n in range(1, work.rounds + 1) for c in range(len(work.clients))]
     return FederatedDataset(user, get_user_sampler("minimize_reuse", users))

@@ -6,7 +6,7 @@ Shared by the peers: the model as plain transformers and peft have it, in float3
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,27 @@ def load_state(model: Any, state: dict[str, Any]) -> None:
                 parameter.copy_(state[name])
 
 
-def _logits(model: Any, tokenizer: Any, texts: list[str], work: Work) -> Any:
+def batch_of(texts: Sequence[str], tokenizer: Any, work: Work) -> dict[str, Any]:
+    """Texts as the model takes them, padded to the longest."""
     batch = tokenizer(
-        texts, padding=True, truncation=True, max_length=work.longest, return_tensors="pt"
+        list(texts), padding=True, truncation=True, max_length=work.longest, return_tensors="pt"
     )
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+def collator(tokenizer: Any, work: Work) -> Callable[[list[tuple[str, int]]], dict[str, Any]]:
+    """What makes a batch, with ``labels``, of rows: for peers that load data themselves."""
+    import torch
+
+    def collate(rows: list[tuple[str, int]]) -> dict[str, Any]:
+        texts, labels = zip(*rows, strict=True)
+        return {**batch_of(texts, tokenizer, work), "labels": torch.tensor(labels)}
+
+    return collate
+
+
+def _logits(model: Any, tokenizer: Any, texts: list[str], work: Work) -> Any:
+    return model(**batch_of(texts, tokenizer, work))
 
 
 def train_epoch(model: Any, tokenizer: Any, rows: Rows, work: Work, *, seed: int) -> float:
