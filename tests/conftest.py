@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ settings.register_profile("drawn", deadline=None, derandomize=False)
 settings.load_profile("same")
 # Threads that wait for one another spin: on a busy machine tiny matrices take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_runtest_teardown() -> None:
+    """A command that serves starts without collections; one that a test ends early leaves them off."""
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
