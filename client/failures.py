@@ -11,6 +11,7 @@ import logging
 import math
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,16 +29,23 @@ def contribution_or_zeros(contribute: Callable[[], Contribution], *, size: int) 
     try:
         given = contribute()
         _verify(given, size)
+        # As they come back from a file.
+        metrics = {name: float(value) for name, value in given.metrics.items()}
+        return replace(given, metrics=metrics)
     except Exception as error:
         _log(error)
-        return failed_contribution(size)
-    return given
+    return failed_contribution(size)
 
 
 def words_or_zeros(given: Contribution, encode: Callable[[Contribution], Word]) -> Word:
-    """The words of a contribution; those of zeros when they cannot be made."""
+    """The words of a contribution; those of zeros when they cannot be made.
+
+    Raises MemoryError: that hangs on no row, and the same contribution may find the room another time.
+    """
     try:
         return encode(given)
+    except MemoryError:
+        raise
     except Exception as error:
         _log(error)
     return encode(failed_contribution(len(given.update)))

@@ -185,6 +185,25 @@ def test_killed_between_remembering_and_revealing(world: World) -> None:
     assert world.refusals.count("round.revealed") == len(world.ids)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_very_same_sum_again_shows_nothing_new(world: World, lost: bool) -> None:
+    """No two trainings are alike; the victim's first vector is in a sum that it may have heard nothing of."""
+    victim, first = world.ids[3], world.begin(seq=1)
+    world.advertise(first, world.ids)
+    for step in (world.share, world.mask, world.agree):
+        step(first)
+    world.unmask(first, without=frozenset({victim} if lost else ()))
+    assert first.opened() == tuple(world.ids)
+    for one in world.ids:
+        world.forget(one)
+    world.log_abort(first, revealed=True)
+    second = world.begin(seq=2)
+    assert world.whole(second) is not None
+    assert second.masked == first.masked
+    assert world.trained == len(world.ids)
+    world.verify_sums()
+
+
 def test_each_phase_is_of_the_instruction_that_was_shared(world: World) -> None:
     made = world.begin(seq=1)
     world.advertise(made, world.ids)

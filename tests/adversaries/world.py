@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.kept_file import FileKept
+from client.kept_updates import KeptUpdates
 from client.ledger import FileLedger
 from client.openings import FileOpenings
 from client.receipts import Receipts
@@ -61,7 +63,10 @@ def adapter_of(name: int) -> str:
 
 @dataclass
 class Try:
-    """One attempt as the coordinator sees it; ``revealed`` has the alive set each client gave shares for."""
+    """One attempt as the coordinator sees it; ``revealed`` has the alive set each client gave shares for.
+
+    Beside that ``masked``, which no coordinator sees: the update in each client's vector.
+    """
 
     run: bytes
     instruction: Instruction
@@ -73,6 +78,7 @@ class Try:
     alive: tuple[bytes, ...] = ()
     alive_index: int = NO_INDEX
     revealed: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
+    masked: dict[bytes, bytes] = field(default_factory=dict)
     encoding: Any = None
 
     def opened(self) -> tuple[bytes, ...] | None:
@@ -115,6 +121,7 @@ class World:
             one: np.random.default_rng(number).normal(0, 0.1, SIZE).astype(np.float32)
             for number, one in enumerate(self.ids)
         }
+        self.trained = 0
 
     def _plan(self) -> Plan:
         audit: dict[str, Any] = {}
@@ -142,6 +149,8 @@ class World:
         return log
 
     def _member(self, name: str, key: Ed25519PrivateKey) -> Member:
+        store = FileKept(self.folder / f"{name}.kept", self.plan.digest, name, SIZE)
+        one = client_id(self.roster[name]).hex()
         return Member(
             name=name,
             key=key,
@@ -153,6 +162,7 @@ class World:
             openings=FileOpenings(self.folder / f"{name}.openings"),
             receipts=Receipts(self.folder / f"{name}.receipts"),
             first=lambda: adapter_of(0),
+            kept=KeptUpdates(plan=self.plan, store=store, client=one, size=SIZE),
         )
 
     # -- what the coordinator does ------------------------------------------------------------------
@@ -194,8 +204,9 @@ class World:
         """A client's reply; None when it refuses, or is ``killed`` before its reply and its session are out."""
 
         def contribute() -> Contribution:
-            metrics = dict.fromkeys(METRICS, 0.0)
-            return Contribution(update=self.updates[one], weight=1, metrics=metrics)
+            self.trained += 1  # no two trainings are alike, as on engines that add in any order
+            update = self.updates[one] * np.float32(1 + self.trained / 2**16)
+            return Contribution(update=update, weight=1, metrics=dict.fromkeys(METRICS, 0.0))
 
         instruction = replace(made.instruction, **changes)
         try:
@@ -243,6 +254,7 @@ class World:
             reply = self.ask(made, one, Phase.MASK, box, **changes)
             if reply is not None and one not in without:
                 made.core.receive_masked(one, reply)
+                made.masked[one] = self._kept(one)
         made.core.close_masked()
         made.alive = made.core.alive
         made.stage = Phase.MASK
@@ -262,9 +274,17 @@ class World:
             made.cohort = made.core.close_alive()
         made.stage = Phase.AGREE
 
-    def unmask(self, made: Try, *, killed: frozenset[bytes] = frozenset(), **changes: Any) -> None:
+    def unmask(
+        self,
+        made: Try,
+        *,
+        killed: frozenset[bytes] = frozenset(),
+        without: frozenset[bytes] = frozenset(),
+        **changes: Any,
+    ) -> None:
+        """``without``: who is not asked for its shares."""
         request, text = made.cohort, None
-        for one in made.alive:
+        for one in sorted({*made.alive} - without):
             if self.mode == "witnessed":
                 text = self._receipt(made, one)
             reply = self.ask(
@@ -285,6 +305,13 @@ class World:
         self.unmask(made)
         mean, _ = made.encoding.opened(made.core.unmask(), len(made.alive))
         return mean * len(made.alive)  # type: ignore[no-any-return]
+
+    def _kept(self, one: bytes) -> bytes:
+        """What the client has masked last."""
+        rule = self.members[one].kept
+        kept = None if rule is None else rule.store.load()
+        assert kept is not None
+        return kept.contribution.update.tobytes()
 
     def forget(self, one: bytes) -> None:
         """The client's Flower state is new; its own files stay."""
@@ -357,7 +384,7 @@ class World:
     # -- what must hold -----------------------------------------------------------------------------
 
     def verify_sums(self) -> None:
-        """No two opened sums of one incoming adapter differ by fewer than the least sum."""
+        """No two opened sums of one incoming adapter differ by fewer than the least sum, nor by what one gave."""
         opened = [(made, alive) for made in self.tries if (alive := made.opened()) is not None]
         for (one, first), (other, second) in combinations(opened, 2):
             if one.instruction.adapter_digest != other.instruction.adapter_digest:
@@ -365,6 +392,9 @@ class World:
             apart = {*first} ^ {*second}
             assert not apart or len(apart) >= self.plan.least_sum, (one.seq, other.seq)
             assert apart or one.run == other.run, (one.seq, other.seq)
+            if not apart and one.instruction == other.instruction:
+                for client in first:
+                    assert one.masked[client] == other.masked[client], (one.seq, other.seq)
 
     def verify_told(self, one: bytes, run: bytes) -> None:
         """Every sum that a client gave shares for is in the log that it has just accepted."""
