@@ -81,9 +81,9 @@ class Run:
         return sorted(self.log.spent, key=lambda line: line.index)
 
     def ledger_before(self, index: int) -> Tally:
-        """Of all lines of the privacy ledger before a leaf: rounds in their order add each line once.
+        """Of all lines of the privacy ledger before a leaf; it grows with the next call.
 
-        Until the next call it is whoever's asked for it.
+        Asked for in the log's order, each line is added once.
         """
         if self._tally.count and self._spent[self._tally.count - 1].index >= index:
             self._tally = Tally()

@@ -203,11 +203,13 @@ def _kept(
     from client.late_updates import LateUpdates
     from protocol.secagg.primitives import client_id
 
+    number = instruction.round
+    parts, size = recipe.parts(number), recipe.round_layout(number).size
+    store = FileKept(kept_path(context), plan.digest, name, parts, size)
+    if not late:
+        return KeptUpdates(plan, store, recipe.parts)
     key = read_identity(identity_path(context)).public_key().public_bytes_raw()
-    size = recipe.round_layout(instruction.round).size
-    store = FileKept(kept_path(context), plan.digest, name, size)
-    rule = LateUpdates if late else KeptUpdates
-    return rule(plan=plan, store=store, client=client_id(key).hex(), size=size)
+    return LateUpdates(plan, store, recipe.parts, client_id(key).hex())
 
 
 def _verify_ready(message: Message, context: Context, recipe: Recipe) -> None:

@@ -61,7 +61,10 @@ def _verify(given: Contribution, size: int) -> None:
         raise UpdateError("this client's update is not finite", "lower local.learning_rate")
     for name, value in given.metrics.items():
         if not 0 <= value < math.inf:
-            raise UpdateError(f"this client's {name} is {value}", "lower local.learning_rate")
+            raise UpdateError(
+                f"this client's metric {name} is not finite, or negative",
+                "lower local.learning_rate",
+            )
 
 
 def _log(error: Exception) -> None:

@@ -13,12 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from client.control_variates import REMEMBERED, Memory, Passage
-from client.private import private_folder, write_private
+from client.private import private_folder, read_private, write_private
 from protocol.encoding import digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.layout import Layout, Tensors
 from protocol.tensor_file import decode_tensors, encode_tensors
-from storage.regular import read_regular
 
 FORMAT = "fedge-controls-1"
 TURN = re.compile(r"0|[1-9][0-9]{0,9}")  # a round, counted over all runs
@@ -50,14 +49,8 @@ class FileControls:
 
     def load(self) -> Memory:
         """What the file holds. Raises MachineError for a damaged one, or another plan's."""
-        try:
-            data = read_regular(self._path, most=MOST_FILE)
-        except FileNotFoundError:
+        if (data := read_private(self._path, most=MOST_FILE)) is None:
             return {}
-        except OSError as error:
-            raise MachineError(
-                f"{self._path}: cannot be read: {error.strerror}", "check the file and its folder"
-            ) from None
         try:
             tensors, about = decode_tensors(data, source=str(self._path))
         except ArtefactError as error:

@@ -16,15 +16,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from client.kept_updates import MOST_RUNS, KeptUpdate
-from client.private import private_folder, write_private
+from client.private import private_folder, read_private, write_private
 from protocol.documents import OddError, json_as
 from protocol.encoding import digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.exchange import Contribution
+from protocol.rules import Parts
 from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Count, Sha256
 from storage.locks import locked
-from storage.regular import read_regular
 
 FORMAT, UPDATE, ABOUT = "fedge-kept-update-1", "update", "fedge"
 MOST_FILE = 2**32  # bytes
@@ -37,6 +37,7 @@ class _About(BaseModel):
     format: str
     plan: Sha256
     client: str
+    parts: list[str]
     round: Annotated[int, Field(gt=0)]
     sid: Sha256
     seq: Count
@@ -52,25 +53,36 @@ class _About(BaseModel):
     metrics: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
-class FileKept:
-    """In ``folder``, of ``client`` under the plan with digest ``plan``; updates are of ``size`` numbers."""
+OWN = (
+    "round",
+    "sid",
+    "seq",
+    "rid",
+    "adapter",
+    "last",
+    "age",
+    "free",
+    "bound",
+)  # as KeptUpdate has them
 
-    def __init__(self, folder: Path, plan: str, client: str, size: int) -> None:
-        # A folder may be several clients'; rounds of a plan whose parts turn are of several sizes.
-        own = digest("kept", f"{size} {client}".encode())[:16]
+
+class FileKept:
+    """In ``folder``, of ``client`` under the plan with digest ``plan``: of rounds that train ``parts``.
+
+    Their updates are of ``size`` numbers. Parts that turn have files of their own: a round of others in
+    between makes nobody forget.
+    """
+
+    def __init__(self, folder: Path, plan: str, client: str, parts: Parts, size: int) -> None:
+        self._plan, self._client, self._parts, self._size = plan, client, sorted(parts), size
+        # A folder may be several clients'; names of clients and parts are printable.
+        own = digest("kept", "\n".join((client, *self._parts)).encode())[:16]
         self._path = folder / f"{plan[:32]}-{own}.safetensors"
-        self._plan, self._client, self._size = plan, client, size
 
     def load(self) -> KeptUpdate | None:
         """What the file holds. Raises MachineError for a damaged one, or another plan's."""
-        try:
-            data = read_regular(self._path, most=MOST_FILE)
-        except FileNotFoundError:
+        if (data := read_private(self._path, most=MOST_FILE)) is None:
             return None
-        except OSError as error:
-            raise MachineError(
-                f"{self._path}: cannot be read: {error.strerror}", "check the file and its folder"
-            ) from None
         try:
             tensors, texts = decode_tensors(data, source=str(self._path))
             about = json_as(_About, texts.get(ABOUT, ""))
@@ -78,8 +90,9 @@ class FileKept:
             raise MachineError(error.cause, REMEDY) from None
         except OddError:
             raise self._odd("what it says of its update is not whole") from None
-        if (about.format, about.plan, about.client) != (FORMAT, self._plan, self._client):
-            raise self._odd("it is of another client or plan, or another version's")
+        whose = (FORMAT, self._plan, self._client, self._parts)
+        if (about.format, about.plan, about.client, about.parts) != whose:
+            raise self._odd("it is of another client, plan or parts, or another version's")
         update = tensors.get(UPDATE)
         if update is None or len(tensors) != 1 or update.shape != (self._size,):
             raise self._odd("its update is not of the plan's adapter")
@@ -88,19 +101,8 @@ class FileKept:
         contribution = Contribution(
             update=update, weight=about.weight, metrics=about.metrics, failed=about.failed
         )
-        return KeptUpdate(
-            contribution=contribution,
-            round=about.round,
-            sid=about.sid,
-            seq=about.seq,
-            rid=about.rid,
-            adapter=about.adapter,
-            last=about.last,
-            passed=about.passed,
-            age=about.age,
-            free=about.free,
-            bound=about.bound,
-        )
+        own = {name: getattr(about, name) for name in OWN}
+        return KeptUpdate(contribution=contribution, passed=about.passed, **own)
 
     def keep(self, update: KeptUpdate) -> None:
         """Replace the file. Raises MachineError; then nothing may be answered."""
@@ -108,19 +110,12 @@ class FileKept:
             format=FORMAT,
             plan=self._plan,
             client=self._client,
-            round=update.round,
-            sid=update.sid,
-            seq=update.seq,
-            rid=update.rid,
-            adapter=update.adapter,
-            last=update.last,
+            parts=self._parts,
             passed=dict(update.passed),
-            age=update.age,
-            free=update.free,
-            bound=update.bound,
             failed=update.contribution.failed,
             weight=update.contribution.weight,
             metrics=dict(update.contribution.metrics),
+            **{name: getattr(update, name) for name in OWN},
         )
         private_folder(self._path.parent)
         data = encode_tensors(

@@ -8,7 +8,7 @@ and is masked again. What cannot be kept is not given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -16,6 +16,7 @@ from typing import Protocol
 from protocol.errors import SecrecyError
 from protocol.exchange import Contribution
 from protocol.plan import Plan
+from protocol.rules import Parts
 from protocol.transparency.leaves import Leaf
 from protocol.transparency.shown import Told
 
@@ -64,12 +65,11 @@ class KeptStore(Protocol):
 
 @dataclass(frozen=True)
 class KeptUpdates:
-    """One plan's rule at one client: ``client`` is its id in hex, updates are of ``size`` numbers."""
+    """One plan's rule at one client. ``parts``: those that a round trains; the store is of these alone."""
 
     plan: Plan
     store: KeptStore
-    client: str
-    size: int
+    parts: Callable[[int], Parts]
 
     def contribution(
         self,
@@ -122,34 +122,23 @@ class KeptUpdates:
         """
         return kept if (kept.sid, kept.adapter) == (place[0], adapter) else None
 
-    def settle(
-        self,
-        sid: str,
-        seq: int,
-        adapter: str,
-        leaves: Iterable[Leaf],
-        *,
-        number: int,
-        opened: Collection[int],
-    ) -> None:
-        """Before attempt ``seq`` of round ``number``, into which the one with digest ``adapter`` comes.
+    def verify_there(self, sid: str, adapter: str, *, number: int, opened: Iterable[int]) -> None:
+        """What it gave to sums of ``adapter`` that it has helped to open, in rounds ``opened``, is there.
 
-        ``leaves``: of run ``sid``'s log, which the client has verified. ``opened``: rounds of the plan in
-        which it has given shares for a sum of that adapter. Raises SecrecyError ``update.lost`` where what
-        it gave to it is not there.
+        Of parts that round ``number`` trains as well. Raises SecrecyError ``update.lost``.
         """
-        if number in opened:
-            self.verify_there(self.store.load(), sid, adapter)
-
-    def verify_there(self, kept: KeptUpdate | None, sid: str, adapter: str) -> None:
-        """What it gave to a sum of ``adapter`` that it has helped to open is ``kept``."""
-        if kept is None or (kept.sid, kept.adapter) != (sid, adapter):
+        kept, parts = self.store.load(), self.parts(number)
+        there = kept is not None and (kept.sid, kept.adapter) == (sid, adapter)
+        if not there and any(self.parts(each) == parts for each in opened):
             raise SecrecyError(
                 "update.lost",
                 "this client has helped to open a sum of this adapter and has not kept its update for it: "
                 "another one would show both",
                 NEXT_ADAPTER,
             )
+
+    def settle(self, sid: str, seq: int, leaves: Iterable[Leaf]) -> None:
+        """Before attempt ``seq``: ``leaves`` are of run ``sid``'s log, which the client has verified."""
 
     def told(self, told: Told, sid: str) -> Told:
         """What the coordinator of run ``sid`` has to know of the client's memory, with this."""

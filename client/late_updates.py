@@ -8,7 +8,7 @@ attempt failed does not train again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,12 @@ OF_ROWS_KEPT_OUT = "eval_"  # how metrics begin that are of the adapter that was
 
 @dataclass(frozen=True)
 class LateUpdates(KeptUpdates):
-    """The rule of a plan that takes updates later: what is kept is for one adapter, or free for the next."""
+    """The rule of a plan that takes updates later: what is kept is for one adapter, or free for the next.
+
+    ``client``: its id in hex, as the log names it.
+    """
+
+    client: str
 
     def _again(
         self, kept: KeptUpdate, number: int, place: tuple[str, int, str], adapter: str
@@ -62,24 +67,13 @@ class LateUpdates(KeptUpdates):
             return []
         return [kept.seq]
 
-    def settle(
-        self,
-        sid: str,
-        seq: int,
-        adapter: str,
-        leaves: Iterable[Leaf],
-        *,
-        number: int,
-        opened: Collection[int],
-    ) -> None:
-        """Also whether it is free or bound: what the log says nothing of may be counted.
+    def settle(self, sid: str, seq: int, leaves: Iterable[Leaf]) -> None:
+        """Whether it is free or bound: what the log says nothing of may be counted.
 
         It stays where it is of no use: that its adapter is asked for again is the coordinator's choice.
         """
         with self.store.alone():
             kept = self.store.load()
-            if opened:
-                self.verify_there(kept, sid, adapter)
             if kept is None or kept.sid != sid or kept.free or kept.bound:
                 return
             free = kept.seq < seq and self._ended_without(kept, list(leaves))

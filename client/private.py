@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from protocol.errors import MachineError
+from storage.regular import read_regular
 from storage.whole import PRIVATE, write_whole
 
 
@@ -25,6 +26,18 @@ def private_folder(path: Path) -> Path:
     if found.st_mode & 0o077:
         raise MachineError(f"{path} is open to other users", f"chmod 700 {path}")
     return path
+
+
+def read_private(path: Path, *, most: int) -> bytes | None:
+    """What ``path`` holds, up to ``most`` bytes; None where there is no file. Raises MachineError."""
+    try:
+        return read_regular(path, most=most)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise MachineError(
+            f"{path}: cannot be read: {error.strerror}", "check the file and its folder"
+        ) from None
 
 
 def write_private(path: Path, data: bytes) -> None:

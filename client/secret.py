@@ -123,11 +123,10 @@ class Member(Membership):
         )
         self.verify_voids(session.sid, instruction)
         if self.kept is not None:
-            run, adapter, number = session.sid.hex(), incoming.digest, incoming.round
-            lines = self.openings.of_adapter(adapter)
-            opened = {line.opening.round for line in lines if line.plan == plan}
-            leaves = leaves_of(shown)
-            self.kept.settle(run, session.seq, adapter, leaves, number=number, opened=opened)
+            run, lines = session.sid.hex(), self.openings.of_adapter(incoming.digest)
+            opened = [line.opening.round for line in lines if line.plan == plan]
+            self.kept.verify_there(run, incoming.digest, number=incoming.round, opened=opened)
+            self.kept.settle(run, session.seq, leaves_of(shown))
         digest = instruction_digest(instruction)
         after, reply = core.share(
             part(session.advertised),

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from client.private import private_folder, write_private
+from client.private import private_folder, read_private, write_private
 from protocol import wire
 from protocol.documents import OddError, json_as
 from protocol.errors import MachineError
 from protocol.secagg.session import Session
 from storage.locks import locked
-from storage.regular import read_regular
 
 if TYPE_CHECKING:
     from flwr.app import Context
@@ -80,14 +79,9 @@ class FileSession:
 
     def load(self) -> Session | None:
         """What the file holds. Raises MachineError for a damaged one: forgetting is for its owner."""
+        data = read_private(self._path, most=MOST_SESSION)
         try:
-            return _session(read_regular(self._path, most=MOST_SESSION))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise MachineError(
-                f"{self._path}: cannot be read: {error.strerror}", "check the file and its folder"
-            ) from None
+            return None if data is None else _session(data)
         except OddError:  # its text would show secrets
             raise MachineError(
                 f"{self._path} is not a session",

@@ -145,8 +145,9 @@ class RayClients:
             self._replace(actor)
         except BaseException as error:
             self._batches.free(actor)
-            self._batches.failed(batch, error)
-            raise
+            self._batches.failed(batch, error)  # whoever waits for one of them raises it
+            if not isinstance(error, Exception):
+                raise
         else:
             self._batches.answered(batch, answers, seconds)
             self._batches.free(actor)

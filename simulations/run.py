@@ -151,8 +151,10 @@ def _keeps_update(prepared: Prepared, partition: int, number: int) -> bool:
     plan, name = prepared.plan, client_name(partition)
     if not plan.cohort.late_rounds:
         return False
-    size = Recipe(plan=plan, manifest=prepared.manifest).round_layout(number).size
-    kept = FileKept(prepared.out / CLIENTS / f"{name}.key.kept", plan.digest, name, size).load()
+    recipe = Recipe(plan=plan, manifest=prepared.manifest)
+    folder = prepared.out / CLIENTS / f"{name}.key.kept"
+    size = recipe.round_layout(number).size
+    kept = FileKept(folder, plan.digest, name, recipe.parts(number), size).load()
     return kept is not None and usable(kept, plan, sid=kept.sid, number=number)
 
 

@@ -149,6 +149,8 @@ def _evaluated(metrics: Path) -> dict[int, float]:
 def peer(name: str, out: Path, cores: int, pins: str = "") -> dict[str, Any]:
     """``<name>.py`` on the rows of fedge's first run; in the environment of ``<pins>.txt`` where that is named."""
     python = str(python_of(pins, out)) if pins else sys.executable
+    if not (out / FIRST / "summary.json").exists():
+        raise SystemExit(f"{out / FIRST} has no rows yet: measure `int4` first, or all")
     result = out / f"{name}.rounds.json"
     result.unlink(missing_ok=True)  # of a measurement that was cut off
     command = [python, str(HERE / f"{name}.py"), str(out / FIRST), str(result)]

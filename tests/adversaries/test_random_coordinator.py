@@ -25,7 +25,8 @@ from hypothesis.stateful import (
 
 from protocol.errors import RoundError, SecrecyError
 from protocol.exchange import Phase
-from tests.adversaries.world import MODES, RUNS, Try, World, adapter_of
+from tests.adversaries.attempts import Try
+from tests.adversaries.world import MODES, RUNS, World, adapter_of
 from tests.tiers import one_by_default
 
 MEMORY = Path("/dev/shm")  # its files are forgotten with the machine, and need no disk

@@ -6,8 +6,7 @@ cosigns whatever grows. What it learns is kept: who gave shares for which sum, a
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,6 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.kept_file import FileKept
-from client.kept_updates import KeptUpdates
-from client.ledger import FileLedger
-from client.openings import FileOpenings
-from client.receipts import Receipts
 from client.secret import Member
 from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, Phase
@@ -32,14 +26,15 @@ from protocol.secagg.session import Session, opening
 from protocol.secagg.task import encoding_for, roster_root, terms_for
 from protocol.tasks.classification import METRICS
 from protocol.transparency.leaf_codec import decode_leaf
-from protocol.transparency.leaves import Abort, Adapter, Alive, AskedSum
+from protocol.transparency.leaves import Abort, Adapter, Alive
 from protocol.transparency.note import KeyType, VerifierKey, cosign
 from protocol.transparency.offline import OfflineProof
-from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import Told, place_of
 from protocol.transparency.witness import witness_key
 from protocol.wire import Instruction
+from tests.adversaries.attempts import Try
 from tests.unit.client.cohort_log import CohortLog
+from tests.unit.client.members import member_in
 
 SIZE, RUNS = 12, (bytes(16), bytes([1] * 16))
 MODES: dict[str, dict[str, Any]] = {
@@ -59,38 +54,6 @@ MODES: dict[str, dict[str, Any]] = {
 def adapter_of(name: int) -> str:
     """A digest."""
     return f"{name:064x}"
-
-
-@dataclass
-class Try:
-    """One attempt as the coordinator sees it; ``revealed`` has the alive set each client gave shares for.
-
-    Beside that ``masked``, which no coordinator sees: the update in each client's vector.
-    """
-
-    run: bytes
-    instruction: Instruction
-    core: core.Attempt
-    seq: int
-    stage: Phase | None = None
-    cohort: bytes = b""
-    boxes: dict[bytes, bytes] = field(default_factory=dict)
-    alive: tuple[bytes, ...] = ()
-    alive_index: int = NO_INDEX
-    revealed: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
-    masked: dict[bytes, bytes] = field(default_factory=dict)
-    encoding: Any = None
-
-    def opened(self) -> tuple[bytes, ...] | None:
-        """Whose sum the coordinator can compute by now: of every member there are enough shares."""
-        if not self.revealed:
-            return None
-        (alive,) = {*self.revealed.values()}
-        needed = self.core.transcript().threshold
-        for member in self.core.members:
-            if sum(giver != member for giver in self.revealed) < needed:
-                return None
-        return alive
 
 
 class World:
@@ -115,7 +78,15 @@ class World:
         for name, key in zip(self.names, keys, strict=True):
             one = client_id(self.roster[name])
             self.sessions[one] = None
-            self.members[one] = self._member(name, key)
+            self.members[one] = member_in(
+                folder,
+                name,
+                key,
+                roster=self.roster,
+                plan=self.plan,
+                size=SIZE,
+                first=adapter_of(0),
+            )
         self.ids = sorted(self.members)
         self.updates = {
             one: np.random.default_rng(number).normal(0, 0.1, SIZE).astype(np.float32)
@@ -147,23 +118,6 @@ class World:
         log = CohortLog(place_of(self.plan, run).origin, key=self.log_key)
         log.add_adapter(0, adapter_of(0))
         return log
-
-    def _member(self, name: str, key: Ed25519PrivateKey) -> Member:
-        store = FileKept(self.folder / f"{name}.kept", self.plan.digest, name, SIZE)
-        one = client_id(self.roster[name]).hex()
-        return Member(
-            name=name,
-            key=key,
-            roster=self.roster,
-            plan=self.plan,
-            size=SIZE,
-            random=os.urandom,
-            ledger=FileLedger(self.folder / f"{name}.ledger"),
-            openings=FileOpenings(self.folder / f"{name}.openings"),
-            receipts=Receipts(self.folder / f"{name}.receipts"),
-            first=lambda: adapter_of(0),
-            kept=KeptUpdates(plan=self.plan, store=store, client=one, size=SIZE),
-        )
 
     # -- what the coordinator does ------------------------------------------------------------------
 
@@ -319,12 +273,9 @@ class World:
 
     # -- the log ------------------------------------------------------------------------------------
 
-    def asked(self, made: Try) -> AskedSum:
-        return AskedSum(group=0, rid=made.core.rid.hex(), clients=[one.hex() for one in made.alive])
-
     def log_vectors(self, made: Try) -> None:
         for one in made.core.vectors_signed:
-            self.logs[made.run].add_vector(self._statement(made, one))
+            self.logs[made.run].add_vector(made.receipt(one, self.logs[made.run].origin))
 
     def log_sum(self, made: Try, number: int, digest: str) -> None:
         self.log_vectors(made)
@@ -337,7 +288,7 @@ class World:
             group=None,
             round=made.instruction.round,
             attempt=made.instruction.attempt,
-            revealed=[self.asked(made)] if revealed else [],
+            revealed=[made.asked()] if revealed else [],
         )
         log.add(log.statement(leaf))
 
@@ -363,20 +314,8 @@ class World:
         )
         made.core.agreed_by_log()
 
-    def _statement(self, made: Try, one: bytes) -> Receipt:
-        return Receipt(
-            origin=self.logs[made.run].origin,
-            client=one.hex(),
-            sid=session_id(self.plan.digest, made.run).hex(),
-            seq=made.seq,
-            rid=made.core.rid.hex(),
-            root=made.core.vectors_signed[one][0].hex(),
-            round=made.instruction.round,
-            attempt=made.instruction.attempt,
-        )
-
     def _receipt(self, made: Try, one: bytes) -> str:
-        return self.logs[made.run].given(self._statement(made, one)).encode()
+        return self.logs[made.run].given(made.receipt(one, self.logs[made.run].origin)).encode()
 
     def _there(self, made: Try) -> list[bytes]:
         return [one for one in self.ids if made.core.has_advert(one)]

@@ -179,15 +179,13 @@ class Sites:
 
     def kept(self, site: int, number: int) -> KeptUpdates:
         """What a site masked last."""
-        rule = LateUpdates if self.plan.cohort.late_rounds else KeptUpdates
-        return rule(
-            plan=self.plan,
-            store=FileKept(
-                self.folder / f"{site}.kept", self.plan.digest, _name(site), self._size(number)
-            ),
-            client=client_id(self.roster[_name(site)]).hex(),
-            size=self._size(number),
-        )
+        recipe, name = Recipe(plan=self.plan, manifest=self.manifest), _name(site)
+        parts = recipe.parts(number)
+        folder = self.folder / f"{site}.kept"
+        store = FileKept(folder, self.plan.digest, name, parts, self._size(number))
+        if not self.plan.cohort.late_rounds:
+            return KeptUpdates(self.plan, store, recipe.parts)
+        return LateUpdates(self.plan, store, recipe.parts, client_id(self.roster[name]).hex())
 
     def ready(self, site: int, number: int) -> bool:
         """Whether it need not train for a round."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,9 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.kept_file import FileKept
-from client.kept_updates import KeptUpdates
-from client.ledger import FileLedger
-from client.openings import FileOpenings
-from client.receipts import Receipts
-from client.secret import Member
 from protocol.errors import PrivacyError
 from protocol.exchange import Contribution, Phase
-from protocol.plan import Plan, plan_from
+from protocol.plan import plan_from
 from protocol.secagg.agreement import Keys
 from protocol.secagg.contexts import session_id
 from protocol.secagg.coordinator import Attempt, Parameters
@@ -32,9 +25,16 @@ from protocol.transparency.receipts import Receipt
 from protocol.transparency.shown import place_of
 from protocol.wire import Instruction
 from tests.unit.client.cohort_log import CohortLog
+from tests.unit.client.members import member_in
 
 SIZE, RUN = 20, bytes(range(16))
 HONEST = "honest"
+DOCUMENT: dict[str, Any] = {
+    "name": "t",
+    "base": {"fingerprint": "0" * 64},
+    "task": {"labels": ["a", "b"]},
+    "cohort": {"size": 5, "quorum": 3, "weighting": "uniform"},
+}
 
 
 def adapter_of(number: int) -> str:
@@ -54,36 +54,12 @@ class Coordinator:
         names = [f"site-{number}" for number in range(5)]
         keys = {name: Ed25519PrivateKey.generate() for name in names}
         roster = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
-        self.plan: Plan = plan_from(
-            {
-                "name": "t",
-                "base": {"fingerprint": "0" * 64},
-                "task": {"labels": ["a", "b"]},
-                "cohort": {"size": 5, "quorum": 3, "weighting": "uniform"},
-                **sections,
-            },
-            source="test",
-        )
+        self.plan = plan_from(DOCUMENT | sections, source="test")
         self.members = {
-            client_id(roster[name]): Member(
-                name=name,
-                key=keys[name],
-                roster=roster,
-                plan=self.plan,
-                size=size,
-                random=os.urandom,
-                ledger=FileLedger(folder / f"{name}.jsonl"),
-                openings=FileOpenings(folder / f"{name}.openings.jsonl"),
-                receipts=Receipts(folder / f"{name}.receipts.jsonl"),
-                first=lambda: adapter_of(1),
-                kept=KeptUpdates(
-                    plan=self.plan,
-                    store=FileKept(folder / "kept", self.plan.digest, name, size),
-                    client=client_id(roster[name]).hex(),
-                    size=size,
-                ),
+            client_id(roster[name]): member_in(
+                folder, name, key, roster=roster, plan=self.plan, size=size, first=adapter_of(1)
             )
-            for name in names
+            for name, key in keys.items()
         }
         self.ids = sorted(self.members)
         self.sessions: dict[bytes, Session | None] = dict.fromkeys(self.ids)

@@ -17,6 +17,7 @@ from protocol.errors import SecrecyError
 from protocol.exchange import Contribution, failed_contribution
 from protocol.plan import plan_from
 from protocol.transparency.leaves import Abort
+from tests.unit.client.members import PARTS
 
 SIZE, CLIENT = 5, "01" * 16
 ONE, OTHER = "a1" * 32, "a2" * 32  # runs
@@ -34,8 +35,9 @@ class Site:
             "task": {"labels": ["a", "b"]},
         }
         plan = plan_from({**document, **late}, source="test")
-        store = FileKept(folder / "kept", plan.digest, "site-1", SIZE)
-        self.rule = kind(plan=plan, store=store, client=CLIENT, size=SIZE)
+        store = FileKept(folder / "kept", plan.digest, "site-1", PARTS, SIZE)
+        own = (CLIENT,) if kind is LateUpdates else ()
+        self.rule = kind(plan, store, lambda number: PARTS, *own)
         self.seq, self.trained = 0, 0
 
     def train(self) -> Contribution:
@@ -50,7 +52,7 @@ class Site:
         """What it gives: shares to neighbours come before, of an attempt that failed."""
         self.seq += 1
         leaves = [Abort(seq=self.seq - 1, group=None, round=number, attempt=1, revealed=[])]
-        self.rule.settle(sid, self.seq, adapter, leaves, number=number, opened=())
+        self.rule.settle(sid, self.seq, leaves)
         place = sid, self.seq, f"{self.seq:064x}"
         given: list[Any] = self.rule.contribution(
             number, place, adapter, self.train
@@ -94,8 +96,8 @@ def test_nothing_between_makes_it_give_something_else_to_a_sum(
 def test_who_is_only_asked_for_shares_of_a_later_round_forgets_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path, LateUpdates)
     first = site.asked(ONE, 2, SECOND)
-    site.rule.settle(ONE, 2, THIRD, [], number=3, opened=())
-    site.rule.settle(OTHER, 1, FIRST, [], number=1, opened=())
+    site.rule.settle(ONE, 2, [])
+    site.rule.settle(OTHER, 1, [])
     assert site.asked(ONE, 2, SECOND) == first
 
 
@@ -147,3 +149,29 @@ def test_two_sessions_at_once_give_the_same(site: Site) -> None:
     on.set()
     thread.join(20)
     assert second == [first]
+
+
+def test_parts_that_turn_are_kept_apart_though_they_are_of_one_size(tmp_path: Path) -> None:
+    """A and B of a square linear: behind a void round B is no A, and A is what it was."""
+    plan, turns = Site(tmp_path, KeptUpdates).rule.plan, (frozenset("A"), frozenset("B"))
+    trained = 0
+
+    def rule(number: int) -> KeptUpdates:
+        store = FileKept(tmp_path / "kept", plan.digest, "site-1", turns[number % 2], SIZE)
+        return KeptUpdates(plan, store, lambda each: turns[each % 2])
+
+    def train() -> Contribution:
+        nonlocal trained
+        trained += 1
+        return Contribution(update=np.full(SIZE, trained, np.float32), weight=1, metrics={})
+
+    given = []
+    for number in range(1, 5):
+        place = ONE, number, f"{number:064x}"
+        rule(number).verify_there(ONE, FIRST, number=number, opened=range(1, number))
+        given.append(rule(number).contribution(number, place, FIRST, train).update[0])
+    assert given == [1.0, 2.0, 1.0, 2.0]
+    (tmp_path / "kept").rename(tmp_path / "lost")
+    rule(5).verify_there(ONE, FIRST, number=5, opened=[4])
+    with pytest.raises(SecrecyError, match=r"^update\.lost"):
+        rule(5).verify_there(ONE, FIRST, number=5, opened=[3, 4])

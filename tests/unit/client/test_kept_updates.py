@@ -100,8 +100,7 @@ def test_who_has_lost_what_it_gave_to_an_opened_sum_helps_with_no_other(
 ) -> None:
     coordinator.whole()
     one = coordinator.ids[0]
-    for path in (tmp_path / "kept").iterdir():
-        path.unlink()
+    (tmp_path / f"{coordinator.members[one].name}.kept").rename(tmp_path / "lost")
     coordinator.begin(2)
     cohort = coordinator.advertise()
     with pytest.raises(SecrecyError, match=r"^update\.lost"):
@@ -110,10 +109,11 @@ def test_who_has_lost_what_it_gave_to_an_opened_sum_helps_with_no_other(
 
 def test_where_it_cannot_be_kept_nothing_is_masked(coordinator: Changing, tmp_path: Path) -> None:
     """Zeros in its place would be what it has not kept either. That hangs on the machine, and is refused."""
-    (tmp_path / "kept").mkdir(mode=0o755)
-    (tmp_path / "kept").chmod(0o755)
     coordinator.share()
     one = coordinator.ids[0]
+    folder = tmp_path / f"{coordinator.members[one].name}.kept"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
     before = coordinator.sessions[one]
     with pytest.raises(MachineError, match="open to other users"):
         coordinator.ask(one, Phase.MASK, coordinator.boxes()[one])

@@ -19,6 +19,7 @@ from protocol.exchange import Contribution
 from protocol.plan import Plan, plan_from
 from protocol.tensor_file import decode_tensors, encode_tensors
 from protocol.transparency.leaves import Abort, Alive, AskedSum, Leaf
+from tests.unit.client.members import PARTS
 
 SIZE, PLAN_DIGEST = 7, "ab" * 32
 MINE, OTHER = "01" * 16, "02" * 16
@@ -66,12 +67,12 @@ def in_next(late: LateUpdates, number: int = 4, adapter: str = FOURTH) -> float:
 
 @pytest.fixture
 def store(tmp_path: Path) -> KeptStore:
-    return FileKept(tmp_path / "kept", PLAN_DIGEST, "site-1", SIZE)
+    return FileKept(tmp_path / "kept", PLAN_DIGEST, "site-1", PARTS, SIZE)
 
 
 @pytest.fixture
 def late(store: KeptStore) -> LateUpdates:
-    return LateUpdates(plan=plan_with(), store=store, client=MINE, size=SIZE)
+    return LateUpdates(plan_with(), store, lambda number: PARTS, MINE)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +94,12 @@ def test_it_is_free_where_the_log_shows_a_sum_without_it_and_bound_else(
     late: LateUpdates, leaves: list[Leaf], free: bool
 ) -> None:
     late.store.keep(sent())
-    late.settle(SID, 6, FOURTH, leaves, number=4, opened=())
+    late.settle(SID, 6, leaves)
     kept = late.store.load()
     assert kept is not None
     assert (kept.free, kept.bound) == (free, not free)
     assert kept.contribution.update.tolist() == [1.0] * SIZE
-    late.settle(SID, 7, FOURTH, [], number=4, opened=())  # nothing was sent since
+    late.settle(SID, 7, [])  # nothing was sent since
     assert in_next(late) == pytest.approx(2**-0.5 if free else 9.0, rel=1e-6)
 
 
@@ -107,9 +108,7 @@ def test_of_another_run_or_of_this_attempt_it_is_not_used(
     late: LateUpdates, changes: dict[str, Any]
 ) -> None:
     late.store.keep(sent(**changes))
-    late.settle(
-        SID, 6, FOURTH, [alive([OTHER]), abort(seq=changes.get("seq", 5))], number=4, opened=()
-    )
+    late.settle(SID, 6, [alive([OTHER]), abort(seq=changes.get("seq", 5))])
     assert in_next(late) == 9.0
 
 
@@ -131,7 +130,7 @@ def test_it_counts_less_the_older_it_is_and_is_trained_anew_beyond(
 
 def test_of_one_beyond_the_clip_age_takes_as_much(store: KeptStore) -> None:
     plan = plan_with()
-    clip, late = plan.secrecy.clip, LateUpdates(plan=plan, store=store, client=MINE, size=SIZE)
+    clip, late = plan.secrecy.clip, LateUpdates(plan, store, lambda number: PARTS, MINE)
     late.store.keep(sent(free=True, contribution=trained(100 * clip)))
     given = late.contribution(4, (SID, 6, "f6" * 32), FOURTH, trained)
     assert np.linalg.norm(given.update) == pytest.approx(clip * 2**-0.5, rel=1e-6)
@@ -164,12 +163,12 @@ def test_a_training_that_failed_gives_what_another_gives_when_another_does(
             number, place, adapter, partial(contribution_or_zeros, train, size=SIZE)
         )
         assert given.failed
-        late.settle(SID, number + 1, adapter, [abort(seq=number)], number=4, opened={4})
+        late.settle(SID, number + 1, [abort(seq=number)])
         assert late.contribution(number, (SID, number, "f6" * 32), adapter, trained).failed
-        late.settle(SID, number + 2, "a5" * 32, [abort(seq=number)], number=4, opened=())
+        late.settle(SID, number + 2, [abort(seq=number)])
         later = (SID, number + 2, "f7" * 32)
         assert late.contribution(number + 1, later, "a5" * 32, trained).failed
-        late.settle(SID, number + 3, "a6" * 32, [], number=5, opened=())
+        late.settle(SID, number + 3, [])
         assert not late.contribution(number + 2, (SID, number + 3, RID), "a6" * 32, trained).failed
 
 
@@ -181,8 +180,8 @@ def test_who_has_helped_to_open_a_sum_and_has_not_what_it_gave_takes_part_in_no_
     if kept is not None:
         late.store.keep(kept)
     with pytest.raises(SecrecyError, match=r"^update\.lost"):
-        late.settle(SID, 6, adapter, [alive([OTHER])], number=4, opened={4})
-    late.settle(SID, 6, adapter, [alive([OTHER])], number=4, opened=())
+        late.verify_there(SID, adapter, number=5, opened=[4])
+    late.verify_there(SID, adapter, number=5, opened=[])
 
 
 def test_where_it_cannot_be_kept_nothing_is_given(late: LateUpdates, tmp_path: Path) -> None:
@@ -200,7 +199,7 @@ def test_shares_for_its_sum_end_it(late: LateUpdates) -> None:
     assert late.waiting("e5" * 32) == []
     late.summed(RID)
     assert late.waiting(SID) == []
-    late.settle(SID, 6, FOURTH, [alive([OTHER]), abort()], number=4, opened=())
+    late.settle(SID, 6, [alive([OTHER]), abort()])
     assert in_next(late) == 9.0
 
 
@@ -215,18 +214,18 @@ def test_of_one_adapter_it_gives_the_same_whatever_came_of_its_sum(
     if opened:
         late.summed("d6" * 32)
     for number, seq in ((5, 7), (5, 8), (6, 9)):  # also after a round that was void
-        late.settle(SID, seq, FOURTH, asked, number=4, opened=())
+        late.settle(SID, seq, asked)
         given = late.contribution(number, (SID, seq, f"{seq:064x}"), FOURTH, lambda: trained(9.0))
         assert given.update.tolist() == first.update.tolist()
         assert given.metrics == first.metrics
-    late.settle(SID, 10, "a5" * 32, [alive([OTHER], rid=f"{9:064x}")], number=4, opened=())
+    late.settle(SID, 10, [alive([OTHER], rid=f"{9:064x}")])
     assert in_next(late, 7, "a5" * 32) == 9.0  # an earlier sum may have it
 
 
 def test_of_two_sessions_with_one_adapter_none_frees_what_the_other_sent(late: LateUpdates) -> None:
     late.contribution(4, (SID, 6, "d6" * 32), FOURTH, trained)
     late.contribution(4, (SID, 7, "d7" * 32), FOURTH, lambda: trained(9.0))
-    late.settle(SID, 8, "a5" * 32, [abort(seq=7)], number=4, opened=())
+    late.settle(SID, 8, [abort(seq=7)])
     assert in_next(late, 5, "a5" * 32) == 9.0
 
 
