@@ -77,14 +77,12 @@ class Method(ABC, Generic[S]):
     writes: ClassVar[bool] = False  # whether only bases that write text take it
     own_opener: ClassVar[bool] = False  # peft alone would read a folder otherwise than its opener
     of_peft: ClassVar[bool] = True  # whether peft has its type
-    place: ClassVar[Place] = (
-        "beside"  # in torch a hybrid's members are put around one another by it
-    )
+    # By which a hybrid's members are put around one another in torch.
+    place: ClassVar[Place] = "beside"
     # Parts that are trained in a row where peft has its factor B alone; none or one: what peft has.
     sequence: ClassVar[tuple[str, ...]] = ()
-    idle: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # of peft's factors those that stay as peft begins them
+    # Of peft's factors those that stay as peft begins them.
+    idle: ClassVar[frozenset[str]] = frozenset()
     reads_base: ClassVar[bool] = False  # whether its forms hang on weights of the base (`on_base`)
     # Keys of an adapter_config.json that are true of its folders, and of no other method's.
     switches: ClassVar[frozenset[str]] = frozenset()
