@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from client.control_variates import REMEMBERED, Memory, Passage
-from client.private import private_folder, read_private, write_private
+from client.private import private_bytes, private_folder, write_private
 from protocol.encoding import digest
 from protocol.errors import ArtefactError, MachineError
 from protocol.layout import Layout, Tensors
@@ -49,7 +49,7 @@ class FileControls:
 
     def load(self) -> Memory:
         """What the file holds. Raises MachineError for a damaged one, or another plan's."""
-        if (data := read_private(self._path, most=MOST_FILE)) is None:
+        if (data := private_bytes(self._path, most=MOST_FILE)) is None:
             return {}
         try:
             tensors, about = decode_tensors(data, source=str(self._path))

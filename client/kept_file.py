@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from client.kept_updates import MOST_RUNS, KeptUpdate
-from client.private import private_folder, read_private, write_private
+from client.private import private_bytes, private_folder, write_private
 from protocol.documents import OddError, json_as
 from protocol.encoding import digest
 from protocol.errors import ArtefactError, MachineError
@@ -81,7 +81,7 @@ class FileKept:
 
     def load(self) -> KeptUpdate | None:
         """What the file holds. Raises MachineError for a damaged one, or another plan's."""
-        if (data := read_private(self._path, most=MOST_FILE)) is None:
+        if (data := private_bytes(self._path, most=MOST_FILE)) is None:
             return None
         try:
             tensors, texts = decode_tensors(data, source=str(self._path))

@@ -28,7 +28,7 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def read_private(path: Path, *, most: int) -> bytes | None:
+def private_bytes(path: Path, *, most: int) -> bytes | None:
     """What ``path`` holds, up to ``most`` bytes; None where there is no file. Raises MachineError."""
     try:
         return read_regular(path, most=most)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from client.private import private_folder, read_private, write_private
+from client.private import private_bytes, private_folder, write_private
 from protocol import wire
 from protocol.documents import OddError, json_as
 from protocol.errors import MachineError
@@ -79,7 +79,7 @@ class FileSession:
 
     def load(self) -> Session | None:
         """What the file holds. Raises MachineError for a damaged one: forgetting is for its owner."""
-        data = read_private(self._path, most=MOST_SESSION)
+        data = private_bytes(self._path, most=MOST_SESSION)
         try:
             return None if data is None else _session(data)
         except OddError:  # its text would show secrets
